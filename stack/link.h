@@ -1,0 +1,23 @@
+/*
+ * A TUN device's link as the rest of the system sees it, over rtnetlink (libmnl): MTU, addresses,
+ * up and down. No ip binary, no shell.
+ */
+#ifndef CULVERT_STACK_LINK_H
+#define CULVERT_STACK_LINK_H
+
+#include "core/base/addr.h"
+
+/* Each returns 0 or the kernel's -errno (-EPERM, -ENODEV, -EADDRNOTAVAIL, ...). */
+int link_index(const char *name); /* > 0, or -errno */
+int link_set_mtu(const char *name, unsigned mtu);
+int link_get_mtu(const char *name); /* bytes, or -errno */
+/* IFF_UP, and no IPv6 router solicitations or MLD chatter of the kernel's own (addrgenmode none). */
+int link_set_up(const char *name, bool up);
+int link_set_txqueuelen(const char *name, unsigned packets);
+/* 0 also when the address is there already. IPv6: without duplicate address detection. */
+int link_add_address(const char *name, const struct cidr *address);
+int link_delete_address(const char *name, const struct cidr *address);
+/* Is `a` an address of another link than `name`? Writes that link's name. */
+bool link_address_in_use(const struct addr *a, const char *name, char other[16]);
+
+#endif

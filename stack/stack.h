@@ -1,0 +1,167 @@
+/*
+ * The packet side as core/ sees it: packets go in, flows come out, and the other way round.
+ * lwIP lives behind this header and nowhere else; there is one stack a process, since lwIP's
+ * state is global.
+ *
+ *   device -> packet.c (parse) -> tcp.c -> lwIP -> struct conn -> ops->conn_ready()
+ *                              `-> udp.c -> ops->datagram()
+ *                              `-> reassembly (lwIP's) -> back to packet.c
+ *
+ * Time is passed in; nothing here waits. No call into the stack calls back, with one exception:
+ * stack_receive() and stack_tick(). They call ops when lwIP has finished with the batch, so that
+ * a callback may call anything in this header.
+ */
+#ifndef CULVERT_STACK_STACK_H
+#define CULVERT_STACK_STACK_H
+
+#include "core/base/list.h"
+#include "core/base/map.h"
+#include "stack/device.h"
+#include "stack/packet.h"
+
+struct stack;
+struct tcp_pcb;
+struct pbuf;
+
+/* What happened to a conn since ops->conn_ready() was last called for it. */
+enum {
+    CONN_OPENED = 1, /* the application completed the handshake that was accepted */
+    CONN_DATA = 2,   /* conn_peek() has new bytes */
+    CONN_FIN = 4,    /* the application sends no more, after what conn_peek() has */
+    CONN_ROOM = 8,   /* conn_room() may have grown */
+    CONN_RESET = 16, /* gone: reset by the application, timed out, or given up while held */
+    CONN_CLOSED = 32, /* gone: closed in both directions and acknowledged */
+};
+
+/*
+ * One TCP connection of an application, embedded in core's flow. It lives from ops->conn_open()
+ * to CONN_RESET, CONN_CLOSED, conn_refuse() or conn_abort(), whichever is first; the stack holds no
+ * pointer to it afterwards. Its fields are the stack's own.
+ */
+struct conn {
+    struct map_entry by_tuple;
+    struct link ready;     /* in the stack's list of conns with events */
+    struct link busy;      /* in the stack's list of conns that lwIP's timers concern */
+    struct tcp_pcb *pcb;   /* NULL while the SYN is held */
+    struct pbuf *held_syn;
+    struct pbuf *rx;       /* received, not yet consumed */
+    struct endpoint src;   /* the application */
+    struct endpoint dst;   /* where it wants to go */
+    uint32_t events;
+    uint16_t mss;          /* negotiated, bytes; 0 before that */
+    uint8_t phase;
+    uint8_t owner; /* for core: which of its structures embeds this conn */
+    bool fin_received, fin_sent;
+    bool ack_pending;
+    uint8_t bulk;          /* how bulky the last batches were: acknowledge at once, or piggy-back */
+};
+
+/*
+ * A piece of memory that the stack reads from until the application has acknowledged what lies
+ * in it. The owner counts: conn_send() takes a reference, the stack gives it back by release().
+ */
+struct chunk {
+    uint32_t references;
+    void (*release)(struct chunk *chunk); /* called as the count falls to 0 */
+};
+
+struct stack_ops {
+    /*
+     * A SYN for a new flow. Return its conn (zeroed, inside a flow), whose SYN is held until
+     * conn_accept() or conn_refuse(), or NULL: answered with RST, for want of anything better.
+     */
+    struct conn *(*conn_open)(void *ctx, const struct endpoint *src, const struct endpoint *dst);
+    void (*conn_ready)(void *ctx, struct conn *conn, unsigned events);
+    /*
+     * A UDP datagram from `src` to `dst`. `payload` has `headroom` writable bytes before it (at
+     * least 300), and stays valid and the callee's to modify until ops->batch_end(). A super-packet
+     * comes as `gso_size` not 0: several datagrams of that size back to back (the headroom is
+     * before the first only).
+     */
+    void (*datagram)(void *ctx, const struct endpoint *src, const struct endpoint *dst,
+                     uint8_t *payload, size_t len, uint16_t gso_size, size_t headroom);
+    /* The batch was handed out: send what was gathered. */
+    void (*batch_end)(void *ctx);
+};
+
+struct stack_config {
+    bool icmp_reply;    /* --icmp reply */
+    uint64_t now_ms;    /* monotonic */
+};
+
+struct stack_counters {
+    uint64_t packets_in, packets_out, bytes_in, bytes_out;
+    uint64_t drops[PACKET_DROP_COUNT];
+    uint64_t conns; /* gauge: conns that exist */
+};
+
+/* The device stays the caller's. One stack a process. NULL when out of memory. */
+struct stack *stack_new(struct device *device, const struct stack_config *config,
+                        const struct stack_ops *ops, void *ctx);
+/* Every conn must be gone (conn_abort()). */
+void stack_free(struct stack *s);
+
+/*
+ * Read and process what the device has, up to 64 packets. Returns how many, or -errno when
+ * the device is gone.
+ */
+int stack_receive(struct stack *s, uint64_t now_ms);
+/*
+ * When stack_tick() wants to be called next: a monotonic time in ms; UINT64_MAX while nothing
+ * needs time.
+ */
+uint64_t stack_next_tick(const struct stack *s);
+void stack_tick(struct stack *s, uint64_t now_ms);
+const struct stack_counters *stack_counters(const struct stack *s);
+
+/* --- TCP ------------------------------------------------------------------------------------ */
+
+/* How a held SYN is refused. */
+enum refusal {
+    REFUSE_RESET, /* RST: ECONNREFUSED */
+    REFUSE_NETWORK, REFUSE_HOST, REFUSE_PROHIBITED, /* ICMP, as enum unreachable */
+    REFUSE_SILENTLY, /* nothing is sent */
+};
+/* The target has connected: feed the held SYN to lwIP. CONN_OPENED or CONN_RESET follows. */
+void conn_accept(struct stack *s, struct conn *c);
+/*
+ * Refuse the held SYN; the conn is gone. ICMP errors are repeated a moment later, and the same
+ * answer is given to a retransmitted SYN for a while: an ICMP that meets a connect() that still
+ * holds its socket is lost (LockDroppedIcmps).
+ */
+void conn_refuse(struct stack *s, struct conn *c, enum refusal how);
+
+/* Gather what was received and not consumed into at most `max` entries; returns how many. */
+int conn_peek(const struct conn *c, struct iovec *iov, int max);
+/* `n` bytes have been passed on: they are acknowledged and the window opens. */
+void conn_consume(struct stack *s, struct conn *c, size_t n);
+
+/* Bytes that conn_send() would take now without delay: window, congestion window and buffer. */
+size_t conn_room(const struct conn *c);
+/*
+ * Queue `len` bytes (at most conn_room()) of `chunk` at `bytes`, by reference. 0 or -ENOMEM (then
+ * nothing was taken; try again after CONN_ROOM or the next tick). Sent by conn_flush().
+ */
+int conn_send(struct stack *s, struct conn *c, struct chunk *chunk, const void *bytes, size_t len);
+/* Bytes queued that the application has not acknowledged. */
+size_t conn_unacknowledged(const struct conn *c);
+void conn_flush(struct stack *s, struct conn *c);
+/* FIN after what was queued. The other direction goes on. */
+void conn_shutdown(struct stack *s, struct conn *c);
+/* RST; the conn is gone, chunks are released. */
+void conn_abort(struct stack *s, struct conn *c);
+
+/* --- UDP and ICMP --------------------------------------------------------------------------- */
+
+/* A datagram to the application at `dst`, as if from `src`; see output_udp(). */
+int stack_send_datagram(struct stack *s, const struct endpoint *src, const struct endpoint *dst,
+                        const void *payload, size_t len, uint16_t gso_size);
+/*
+ * Tell the application at `src` that `dst` cannot be reached; `payload` is the datagram that was
+ * refused (its beginning is quoted).
+ */
+void stack_send_unreachable(struct stack *s, const struct endpoint *src,
+                            const struct endpoint *dst, const void *payload, size_t len,
+                            enum unreachable why);
+
+#endif
