@@ -1,0 +1,97 @@
+/*
+ * The command line: what the user asked for, checked, with defaults in place.
+ *
+ * Options and commands are tables (options_table.c); parsing, the defaults and --help come from
+ * them, and so do the texts that a user reads. An option's default is written as the text that a
+ * user would write and goes through the same parser.
+ *
+ * Secrets: options_parse() begins by overwriting every password in argv, and the whole of
+ * ALL_PROXY, in place, so that ps and /proc/PID/environ do not show them. From then on they exist
+ * in `struct options` only, and in no message.
+ */
+#ifndef CULVERT_OPTIONS_H
+#define CULVERT_OPTIONS_H
+
+#include "core/base/log.h"
+#include "core/dns.h"
+#include "core/flows.h"
+#include "core/resolver.h"
+#include "socks/url.h"
+
+enum { OPTIONS_LIST_MAX = 16, OPTIONS_ERROR_MAX = 320 };
+
+enum command { COMMAND_NONE, COMMAND_TUN, COMMAND_SERVE };
+enum icmp_mode { ICMP_DROP, ICMP_REPLY };
+
+struct cidr_list {
+    struct cidr items[OPTIONS_LIST_MAX];
+    size_t count;
+};
+
+struct endpoint_list {
+    struct endpoint items[OPTIONS_LIST_MAX];
+    size_t count;
+};
+
+/* --auth; user 1..255 bytes, password 0..255 (RFC 1929, 2), NUL-terminated. */
+struct auth_option {
+    bool present;
+    char user[256];
+    char password[256];
+};
+
+struct options {
+    enum command command;
+    uint64_t given; /* a bit an option that the user gave; see options_given() */
+    struct proxy_url proxy;
+
+    /* the device */
+    char tun_name[16];
+    int tun_fd;              /* -1: by name */
+    unsigned mtu;            /* bytes */
+    struct cidr_list addresses;
+    bool offload;
+
+    /* what happens to traffic */
+    enum dns_mode dns;
+    struct endpoint dns_server;
+    struct cidr_list fake_ranges; /* never empty: the addresses' ranges where not given */
+    enum icmp_mode icmp;
+    struct flow_limits limits;
+    bool pipeline;
+
+    /* every socket towards the world */
+    struct outbound_options outbound;
+
+    /* serve */
+    struct endpoint_list listens;
+    struct auth_option auth;
+
+    enum log_level log_level;
+    const char *log_file; /* NULL: stderr; belongs to argv */
+};
+
+enum options_verdict {
+    OPTIONS_RUN,     /* `out` is complete */
+    OPTIONS_HELP,    /* print options_print_help() */
+    OPTIONS_VERSION, /* print options_version() */
+    OPTIONS_BAD,     /* `error` holds one line without newline and without "culvert: " */
+};
+
+/*
+ * Parse a command line. Takes the proxy from ALL_PROXY or all_proxy where the command needs one
+ * and none is given. `argv` must outlive `out`; passwords in it are overwritten with '*'. With
+ * OPTIONS_BAD and OPTIONS_HELP `out` holds no secret.
+ */
+enum options_verdict options_parse(int argc, char **argv, struct options *out,
+                                   char error[OPTIONS_ERROR_MAX]);
+/* Did the user give the option of that name (without dashes), rather than take its default? */
+bool options_given(const struct options *o, const char *name);
+/* Overwrite every secret. */
+void options_wipe(struct options *o);
+
+/* To stdout: the whole program (COMMAND_NONE), or one command. */
+void options_print_help(enum command command);
+const char *options_version(void);
+
+#endif
