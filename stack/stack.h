@@ -25,50 +25,57 @@ struct pbuf;
 
 /* What happened to a conn since ops->conn_ready() was last called for it. */
 enum {
-    CONN_OPENED = 1, /* the application completed the handshake that was accepted */
-    CONN_DATA = 2,   /* conn_peek() has new bytes */
-    CONN_FIN = 4,    /* the application sends no more, after what conn_peek() has */
-    CONN_ROOM = 8,   /* conn_room() may have grown */
-    CONN_RESET = 16, /* gone: reset by the application, timed out, or given up while held */
-    CONN_CLOSED = 32, /* gone: closed in both directions and acknowledged */
-};
-
-/*
- * One TCP connection of an application, embedded in core's flow. It lives from ops->conn_open()
- * to CONN_RESET, CONN_CLOSED, conn_refuse() or conn_abort(), whichever is first; the stack holds no
- * pointer to it afterwards. Its fields are the stack's own.
- */
-struct conn {
-    struct map_entry by_tuple;
-    struct link ready;     /* in the stack's list of conns with events */
-    struct link busy;      /* in the stack's list of conns that lwIP's timers concern */
-    struct tcp_pcb *pcb;   /* NULL while the SYN is held */
-    struct pbuf *held_syn;
-    struct pbuf *rx;       /* received, not yet consumed */
-    struct endpoint src;   /* the application */
-    struct endpoint dst;   /* where it wants to go */
-    uint32_t events;
-    uint16_t mss;          /* negotiated, bytes; 0 before that */
-    uint8_t phase;
-    uint8_t owner; /* for core: which of its structures embeds this conn */
-    bool fin_received, fin_sent;
-    bool ack_pending;
-    uint8_t bulk;          /* how bulky the last batches were: acknowledge at once, or piggy-back */
+    CONN_OPENED = 1,  /* the application completed the handshake that was accepted */
+    CONN_DATA = 2,    /* conn_peek() has new bytes */
+    CONN_FIN = 4,     /* the application sends no more, after what conn_peek() has */
+    CONN_ROOM = 8,    /* conn_room() may have grown */
+    CONN_RESET = 16,  /* over: reset by the application, timed out, or given up while held */
+    CONN_CLOSED = 32, /* over: closed in both directions and acknowledged */
 };
 
 /*
  * A piece of memory that the stack reads from until the application has acknowledged what lies
- * in it. The owner counts: conn_send() takes a reference, the stack gives it back by release().
+ * in it. Owned by the stack from conn_send() to release(), which may come from within any call
+ * into the stack. One chunk serves one conn; parts of it may be sent one after the other.
  */
 struct chunk {
-    uint32_t references;
-    void (*release)(struct chunk *chunk); /* called as the count falls to 0 */
+    struct chunk *next;
+    void (*release)(struct chunk *chunk);
+    uint32_t end_seq; /* the sequence number after its last byte that was queued */
+    bool queued;
 };
+
+/*
+ * One TCP connection of an application, embedded in core's flow and zeroed by it. The flow may be
+ * freed after conn_refuse() or conn_abort(); CONN_RESET and CONN_CLOSED say that nothing more
+ * comes, and what was received before can still be read. All fields but `owner` are the stack's.
+ */
+struct conn {
+    struct map_entry by_tuple; /* key: `src` and `dst` */
+    struct endpoint src;       /* the application */
+    struct endpoint dst;       /* where it wants to go */
+    struct link ready;         /* in the stack's list of conns with events */
+    struct link busy;          /* in the list of those that lwIP's timers concern */
+    struct tcp_pcb *pcb;       /* NULL while the SYN is held, and once it is over */
+    struct pbuf *held_syn;
+    struct pbuf *rx, *rx_last; /* received and not consumed */
+    struct chunk *tx, *tx_last; /* sent and not acknowledged, in order */
+    uint64_t ack_due_ms;
+    uint32_t seen_window;      /* right edge at the last CONN_ROOM */
+    uint16_t mss;              /* negotiated, bytes; 0 before that */
+    uint8_t events;
+    uint8_t state;             /* enum conn_state, stack/tcp.c */
+    uint8_t owner;             /* for core: which of its structures embeds this conn */
+    uint8_t ack_segments;      /* received since the last ACK */
+    bool fin_wanted;           /* conn_shutdown() was called */
+};
+
+enum { STACK_BATCH_MAX = 64 };
 
 struct stack_ops {
     /*
      * A SYN for a new flow. Return its conn (zeroed, inside a flow), whose SYN is held until
-     * conn_accept() or conn_refuse(), or NULL: answered with RST, for want of anything better.
+     * conn_accept() or conn_refuse() (either not before the return), or NULL: answered with RST.
      */
     struct conn *(*conn_open)(void *ctx, const struct endpoint *src, const struct endpoint *dst);
     void (*conn_ready)(void *ctx, struct conn *conn, unsigned events);
@@ -102,10 +109,10 @@ struct stack *stack_new(struct device *device, const struct stack_config *config
 void stack_free(struct stack *s);
 
 /*
- * Read and process what the device has, up to 64 packets. Returns how many, or -errno when
- * the device is gone.
+ * Read and process up to `max_packets` (1 to STACK_BATCH_MAX) packets. Returns how many there
+ * were (fewer than asked for: the device is empty), or -errno when it is gone.
  */
-int stack_receive(struct stack *s, uint64_t now_ms);
+int stack_receive(struct stack *s, unsigned max_packets, uint64_t now_ms);
 /*
  * When stack_tick() wants to be called next: a monotonic time in ms; UINT64_MAX while nothing
  * needs time.
@@ -139,8 +146,8 @@ void conn_consume(struct stack *s, struct conn *c, size_t n);
 /* Bytes that conn_send() would take now without delay: window, congestion window and buffer. */
 size_t conn_room(const struct conn *c);
 /*
- * Queue `len` bytes (at most conn_room()) of `chunk` at `bytes`, by reference. 0 or -ENOMEM (then
- * nothing was taken; try again after CONN_ROOM or the next tick). Sent by conn_flush().
+ * Queue `len` bytes (1 to 65,535 and at most conn_room()) of `chunk` at `bytes`, by reference. 0 or
+ * -ENOMEM or -ENOTCONN; then the conn is of no more use: conn_abort(). Sent by conn_flush().
  */
 int conn_send(struct stack *s, struct conn *c, struct chunk *chunk, const void *bytes, size_t len);
 /* Bytes queued that the application has not acknowledged. */
@@ -148,8 +155,10 @@ size_t conn_unacknowledged(const struct conn *c);
 void conn_flush(struct stack *s, struct conn *c);
 /* FIN after what was queued. The other direction goes on. */
 void conn_shutdown(struct stack *s, struct conn *c);
-/* RST; the conn is gone, chunks are released. */
+/* RST, unless it is over already. The conn is gone: chunks are released, what was received too. */
 void conn_abort(struct stack *s, struct conn *c);
+/* Is it over (CONN_RESET, CONN_CLOSED)? Then conn_abort() only lets go of it and sends nothing. */
+bool conn_is_over(const struct conn *c);
 
 /* --- UDP and ICMP --------------------------------------------------------------------------- */
 
