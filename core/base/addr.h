@@ -51,7 +51,8 @@ bool addr_is_broadcast(const struct addr *a);   /* 255.255.255.255 only */
 
 /*
  * Can a flow lead there through a proxy? False for unspecified (the whole of 0/8), multicast,
- * broadcast, link-local, class E and IPv4-mapped addresses that came as IPv6.
+ * broadcast, link-local and class E. IPv4-mapped addresses that came as IPv6 cannot be told from
+ * IPv4 here: whoever reads the packet drops them.
  */
 bool addr_is_routable(const struct addr *a);
 
