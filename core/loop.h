@@ -18,7 +18,8 @@ struct loop;
 enum {
     LOOP_READ = 1,  /* readable */
     LOOP_WRITE = 2, /* writable */
-    LOOP_CLOSED = 4, /* only as a ready flag: the peer shut its side or the socket failed */
+    LOOP_CLOSED = 4, /* only as a ready flag, with LOOP_EDGE: the peer shut its side. A socket
+                        that failed is readable and writable: the next call tells the errno */
     LOOP_EDGE = 8,  /* only when watching: edge-triggered, READ and WRITE told once a change */
 };
 
@@ -37,6 +38,7 @@ struct loop_io;
 typedef void loop_io_fn(void *arg, unsigned ready);
 struct loop_io {
     struct event event;
+    struct loop *loop;
     loop_io_fn *fn;
     void *arg;
     bool watching;
@@ -47,15 +49,22 @@ int loop_watch(struct loop *loop, struct loop_io *io, int fd, unsigned what, loo
 /* Stop watching; call it before closing the descriptor. Harmless when idle. */
 void loop_ignore(struct loop_io *io);
 
-/* A one-shot timer, embedded. Zero-initialised it is idle. */
+/*
+ * A one-shot timer, embedded. Zero-initialised it is idle. Timers are kept in a heap that runs
+ * through them (loop.c): starting one allocates nothing and cannot fail.
+ */
 typedef void loop_timer_fn(void *arg);
 struct loop_timer {
-    struct event event;
+    struct loop *loop;
+    struct loop_timer *child; /* the first of those that come later */
+    struct loop_timer *next;  /* sibling */
+    struct loop_timer *prev;  /* sibling, or the parent of a first child */
+    uint64_t due;             /* ms of the loop's clock */
     loop_timer_fn *fn;
     void *arg;
     bool pending;
 };
-/* (Re)start it: `fn` runs once, at the earliest `ms` milliseconds from now. */
+/* (Re)start it: `fn` runs once, at the earliest `ms` milliseconds from now, never in this turn. */
 void loop_timer_start(struct loop *loop, struct loop_timer *timer, uint64_t ms, loop_timer_fn *fn,
                       void *arg);
 void loop_timer_stop(struct loop_timer *timer);
@@ -74,6 +83,7 @@ void loop_undefer(struct loop_deferred *d);
 /* Call `fn` when signal `signo` arrives; zero-initialised and embedded like the others. */
 struct loop_signal {
     struct event event;
+    struct loop *loop;
     void (*fn)(void *arg, int signo);
     void *arg;
     bool watching;

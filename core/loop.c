@@ -1,0 +1,385 @@
+/*
+ * Theory: libevent watches descriptors and signals, one event a descriptor; all timers of the
+ * process hang in one pairing heap (Fredman and others, 1986) whose earliest entry arms a single
+ * libevent timer, once a turn and only when it changed. So a flow's timer costs no allocation,
+ * cannot fail, and restarting it costs no system call and, mostly, a few pointer writes.
+ *
+ * The clock is read at the first callback of a turn: libevent offers no hook between the wait
+ * and the callbacks, and a turn in which nothing was ready needs no clock.
+ */
+#include "core/loop.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "core/base/log.h"
+
+/*
+ * Deferred calls may defer further ones: so many rounds of them belong to one turn, what is left
+ * then waits for the next, which does not block. A call that defers itself for ever cannot
+ * starve the descriptors.
+ */
+enum { DEFERRED_ROUNDS_MAX = 8 };
+
+struct loop {
+    struct event_base *base;
+    struct event wake;       /* for the earliest timer */
+    uint64_t wake_at;        /* what `wake` is armed for; 0: not armed */
+    struct loop_timer *root; /* of the timers' heap: the earliest */
+    struct link deferred;
+    uint64_t now; /* ms */
+    bool now_is_old;
+    bool in_turn;
+    bool stopped;
+};
+
+static uint64_t monotonic_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static void refresh_now(struct loop *loop)
+{
+    loop->now = monotonic_ms();
+    loop->now_is_old = false;
+}
+
+uint64_t loop_now(const struct loop *loop)
+{
+    return loop->now;
+}
+
+/* --- the heap of timers ---------------------------------------------------------------------- */
+
+/* Join two heaps; each may be NULL. The earlier root takes the other as its first child. */
+static struct loop_timer *heap_meld(struct loop_timer *a, struct loop_timer *b)
+{
+    if (!a)
+        return b;
+    if (!b)
+        return a;
+    if (b->due < a->due) {
+        struct loop_timer *swap = a;
+        a = b;
+        b = swap;
+    }
+    b->next = a->child;
+    b->prev = a;
+    if (a->child)
+        a->child->prev = b;
+    a->child = b;
+    return a;
+}
+
+/* Join siblings in pairs, then the pairs from the last to the first. */
+static struct loop_timer *heap_merge_siblings(struct loop_timer *first)
+{
+    struct loop_timer *pairs = NULL; /* a stack, linked by `next` */
+    while (first) {
+        struct loop_timer *a = first;
+        struct loop_timer *b = a->next;
+        first = b ? b->next : NULL;
+        a->next = a->prev = NULL;
+        if (b)
+            b->next = b->prev = NULL;
+        a = heap_meld(a, b);
+        a->next = pairs;
+        pairs = a;
+    }
+    struct loop_timer *root = NULL;
+    while (pairs) {
+        struct loop_timer *next = pairs->next;
+        pairs->next = NULL;
+        root = heap_meld(root, pairs);
+        pairs = next;
+    }
+    return root;
+}
+
+static void heap_remove(struct loop *loop, struct loop_timer *t)
+{
+    struct loop_timer *children = heap_merge_siblings(t->child);
+    if (t == loop->root) {
+        loop->root = children;
+    } else {
+        if (t->prev->child == t)
+            t->prev->child = t->next;
+        else
+            t->prev->next = t->next;
+        if (t->next)
+            t->next->prev = t->prev;
+        loop->root = heap_meld(loop->root, children);
+    }
+    t->child = t->next = t->prev = NULL;
+}
+
+void loop_timer_start(struct loop *loop, struct loop_timer *timer, uint64_t ms, loop_timer_fn *fn,
+                      void *arg)
+{
+    loop_timer_stop(timer);
+    if (!loop->in_turn)
+        refresh_now(loop);
+    timer->loop = loop;
+    timer->fn = fn;
+    timer->arg = arg;
+    timer->due = loop->now + (ms > 0 ? ms : 1);
+    timer->pending = true;
+    loop->root = heap_meld(loop->root, timer);
+}
+
+void loop_timer_stop(struct loop_timer *timer)
+{
+    if (!timer->pending)
+        return;
+    heap_remove(timer->loop, timer);
+    timer->pending = false;
+}
+
+static void on_wake(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd;
+    (void)what;
+    struct loop *loop = arg;
+    loop->wake_at = 0;
+    if (loop->now_is_old)
+        refresh_now(loop);
+    while (loop->root && loop->root->due <= loop->now) {
+        struct loop_timer *timer = loop->root;
+        loop_timer_stop(timer);
+        timer->fn(timer->arg);
+    }
+}
+
+/* Let the next wait end when the earliest timer is due. */
+static void arm_wake(struct loop *loop)
+{
+    uint64_t due = loop->root ? loop->root->due : 0;
+    if (due == loop->wake_at)
+        return;
+    loop->wake_at = due;
+    if (due == 0) {
+        event_del(&loop->wake);
+        return;
+    }
+    uint64_t now = monotonic_ms();
+    uint64_t ms = due > now ? due - now : 0;
+    struct timeval tv = {.tv_sec = (time_t)(ms / 1000), .tv_usec = (suseconds_t)(ms % 1000 * 1000)};
+    /* Cannot fail: loop_new() has made libevent's room for its only timer. */
+    event_add(&loop->wake, &tv);
+}
+
+/* --- descriptors ----------------------------------------------------------------------------- */
+
+static void on_io(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd;
+    struct loop_io *io = arg;
+    struct loop *loop = io->loop;
+    if (loop->now_is_old)
+        refresh_now(loop);
+    unsigned ready = 0;
+    if (what & EV_READ)
+        ready |= LOOP_READ;
+    if (what & EV_WRITE)
+        ready |= LOOP_WRITE;
+    if (what & EV_CLOSED)
+        ready |= LOOP_CLOSED;
+    io->fn(io->arg, ready);
+}
+
+int loop_watch(struct loop *loop, struct loop_io *io, int fd, unsigned what, loop_io_fn *fn,
+               void *arg)
+{
+    loop_ignore(io);
+    short events = EV_PERSIST;
+    if (what & LOOP_READ)
+        events |= EV_READ;
+    if (what & LOOP_WRITE)
+        events |= EV_WRITE;
+    /* Level-triggered, a peer's half-close would be told in every turn to who only writes. */
+    if (what & LOOP_EDGE)
+        events |= EV_ET | EV_CLOSED;
+    io->loop = loop;
+    io->fn = fn;
+    io->arg = arg;
+    errno = 0;
+    if (event_assign(&io->event, loop->base, fd, events, on_io, io) < 0)
+        return -EINVAL;
+    if (event_add(&io->event, NULL) < 0)
+        return errno != 0 ? -errno : -ENOMEM;
+    io->watching = true;
+    return 0;
+}
+
+void loop_ignore(struct loop_io *io)
+{
+    if (!io->watching)
+        return;
+    event_del(&io->event);
+    io->watching = false;
+}
+
+/* --- deferred calls -------------------------------------------------------------------------- */
+
+void loop_defer(struct loop *loop, struct loop_deferred *d, loop_deferred_fn *fn, void *arg)
+{
+    if (d->pending)
+        return;
+    d->fn = fn;
+    d->arg = arg;
+    d->pending = true;
+    list_push_back(&loop->deferred, &d->link);
+}
+
+void loop_undefer(struct loop_deferred *d)
+{
+    if (!d->pending)
+        return;
+    list_remove(&d->link);
+    d->pending = false;
+}
+
+/* Run what is deferred now; what these calls defer in turn stays for the next round. */
+static void run_deferred_round(struct loop *loop)
+{
+    struct link round;
+    list_init(&round);
+    list_insert_after(loop->deferred.prev, &round);
+    list_remove(&loop->deferred); /* `round` now heads all of them */
+    struct link *first;
+    while ((first = list_first(&round)) != NULL) {
+        struct loop_deferred *d = CONTAINER_OF(first, struct loop_deferred, link);
+        loop_undefer(d);
+        d->fn(d->arg);
+    }
+}
+
+/* --- signals --------------------------------------------------------------------------------- */
+
+static void on_signal(evutil_socket_t signo, short what, void *arg)
+{
+    (void)what;
+    struct loop_signal *s = arg;
+    if (s->loop->now_is_old)
+        refresh_now(s->loop);
+    s->fn(s->arg, (int)signo);
+}
+
+int loop_signal_watch(struct loop *loop, struct loop_signal *s, int signo,
+                      void (*fn)(void *arg, int signo), void *arg)
+{
+    loop_signal_ignore(s);
+    s->loop = loop;
+    s->fn = fn;
+    s->arg = arg;
+    errno = 0;
+    if (event_assign(&s->event, loop->base, signo, EV_SIGNAL | EV_PERSIST, on_signal, s) < 0)
+        return -EINVAL;
+    if (event_add(&s->event, NULL) < 0)
+        return errno != 0 ? -errno : -ENOMEM;
+    s->watching = true;
+    return 0;
+}
+
+void loop_signal_ignore(struct loop_signal *s)
+{
+    if (!s->watching)
+        return;
+    event_del(&s->event);
+    s->watching = false;
+}
+
+/* --- the loop -------------------------------------------------------------------------------- */
+
+static void on_libevent_message(int severity, const char *message)
+{
+    static struct log_limit limit = LOG_LIMIT(5);
+    if (severity == EVENT_LOG_DEBUG)
+        return;
+    log_limited(severity == EVENT_LOG_ERR ? LOG_LEVEL_ERROR : LOG_LEVEL_WARN, &limit,
+                "event loop: %s", message);
+}
+
+static struct event_base *new_base(void)
+{
+    struct event_config *config = event_config_new();
+    if (!config)
+        return NULL;
+    struct event_base *base = NULL;
+    if (event_config_set_flag(config, EVENT_BASE_FLAG_NOLOCK | EVENT_BASE_FLAG_IGNORE_ENV) == 0 &&
+        event_config_require_features(config, EV_FEATURE_ET | EV_FEATURE_EARLY_CLOSE) == 0)
+        base = event_base_new_with_config(config);
+    event_config_free(config);
+    return base;
+}
+
+/* Arm the one timer and take it back, so that libevent's own heap has room for it for good. */
+static int reserve_wake(struct loop *loop)
+{
+    const struct timeval later = {.tv_sec = 3600};
+    if (event_assign(&loop->wake, loop->base, -1, 0, on_wake, loop) < 0 ||
+        event_add(&loop->wake, &later) < 0)
+        return -ENOMEM;
+    event_del(&loop->wake);
+    return 0;
+}
+
+struct loop *loop_new(void)
+{
+    event_set_log_callback(on_libevent_message);
+    struct loop *loop = calloc(1, sizeof(*loop));
+    if (!loop)
+        return NULL;
+    list_init(&loop->deferred);
+    refresh_now(loop);
+    loop->base = new_base();
+    if (!loop->base || reserve_wake(loop) < 0) {
+        loop_free(loop);
+        return NULL;
+    }
+    return loop;
+}
+
+void loop_free(struct loop *loop)
+{
+    if (!loop)
+        return;
+    if (loop->base)
+        event_base_free(loop->base);
+    free(loop);
+}
+
+void loop_turn(struct loop *loop, bool wait)
+{
+    bool block = wait && list_empty(&loop->deferred);
+    arm_wake(loop);
+    loop->in_turn = true;
+    loop->now_is_old = true;
+    int flags = EVLOOP_ONCE | EVLOOP_NO_EXIT_ON_EMPTY | (block ? 0 : EVLOOP_NONBLOCK);
+    if (event_base_loop(loop->base, flags) < 0) {
+        log_error("event loop: cannot wait for events: %s", strerror(errno));
+        loop->stopped = true; /* it would fail again at once, for ever */
+    }
+    if (loop->now_is_old)
+        refresh_now(loop);
+    for (int i = 0; i < DEFERRED_ROUNDS_MAX && !list_empty(&loop->deferred); i++)
+        run_deferred_round(loop);
+    loop->in_turn = false;
+}
+
+void loop_run(struct loop *loop)
+{
+    while (!loop->stopped)
+        loop_turn(loop, true);
+    loop->stopped = false;
+}
+
+void loop_stop(struct loop *loop)
+{
+    loop->stopped = true;
+}

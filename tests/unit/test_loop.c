@@ -1,0 +1,296 @@
+#include "core/loop.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+static uint64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static int setup(void **state)
+{
+    *state = loop_new();
+    return *state ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+    loop_free(*state);
+    return 0;
+}
+
+struct seen {
+    struct loop *loop;
+    struct loop_io *io;
+    struct loop_timer *timer;
+    struct loop_deferred *deferred;
+    unsigned ready;
+    int calls;
+    uint64_t at;
+};
+
+static void on_ready(void *arg, unsigned ready)
+{
+    struct seen *s = arg;
+    s->ready |= ready;
+    s->calls++;
+}
+
+static void test_edge_tells_each_change_once(void **state)
+{
+    struct loop *loop = *state;
+    int fds[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds), 0);
+    struct loop_io io = {0};
+    struct seen s = {0};
+    assert_int_equal(
+        loop_watch(loop, &io, fds[0], LOOP_READ | LOOP_WRITE | LOOP_EDGE, on_ready, &s), 0);
+    loop_turn(loop, true);
+    assert_int_equal(s.ready, LOOP_WRITE);
+    loop_turn(loop, false);
+    assert_int_equal(s.calls, 1);
+    assert_int_equal(write(fds[1], "x", 1), 1);
+    loop_turn(loop, true);
+    assert_true(s.ready & LOOP_READ);
+    assert_int_equal(s.calls, 2);
+    loop_turn(loop, false);
+    assert_int_equal(s.calls, 2);
+    shutdown(fds[1], SHUT_WR);
+    loop_turn(loop, true);
+    assert_true(s.ready & LOOP_CLOSED);
+    loop_ignore(&io);
+    loop_ignore(&io);
+    close(fds[0]);
+    close(fds[1]);
+}
+
+static void test_level_tells_again_and_ignore_stops(void **state)
+{
+    struct loop *loop = *state;
+    int fds[2];
+    assert_int_equal(pipe(fds), 0);
+    assert_int_equal(write(fds[1], "x", 1), 1);
+    struct loop_io io = {0};
+    struct seen s = {0};
+    assert_int_equal(loop_watch(loop, &io, fds[0], LOOP_READ, on_ready, &s), 0);
+    loop_turn(loop, false);
+    loop_turn(loop, false);
+    assert_int_equal(s.calls, 2);
+    loop_ignore(&io);
+    loop_turn(loop, false);
+    assert_int_equal(s.calls, 2);
+    close(fds[0]);
+    close(fds[1]);
+}
+
+static void test_watching_a_bad_descriptor_fails(void **state)
+{
+    struct loop_io io = {0};
+    struct seen s = {0};
+    assert_int_equal(loop_watch(*state, &io, 1000, LOOP_READ, on_ready, &s), -EBADF);
+    assert_false(io.watching);
+}
+
+static void on_timer(void *arg)
+{
+    struct seen *s = arg;
+    s->calls++;
+    s->at = now_ms();
+}
+
+static void test_timer_is_never_early(void **state)
+{
+    struct loop *loop = *state;
+    struct loop_timer timer = {0};
+    for (uint64_t ms = 0; ms < 30; ms += 7) {
+        struct seen s = {0};
+        uint64_t start = now_ms();
+        loop_timer_start(loop, &timer, ms, on_timer, &s);
+        for (int turns = 0; s.calls == 0 && turns < 100; turns++)
+            loop_turn(loop, true);
+        assert_int_equal(s.calls, 1);
+        assert_in_range(s.at - start, ms, ms + 2000);
+        assert_false(timer.pending);
+    }
+}
+
+static void on_self_restarting(void *arg)
+{
+    struct seen *s = arg;
+    s->calls++;
+    loop_timer_start(s->loop, s->timer, 0, on_self_restarting, s);
+}
+
+static void test_timer_that_restarts_itself_runs_once_a_turn(void **state)
+{
+    struct loop_timer timer = {0};
+    struct seen s = {.loop = *state, .timer = &timer};
+    loop_timer_start(*state, &timer, 0, on_self_restarting, &s);
+    for (int i = 1; i <= 5; i++) {
+        int before = s.calls;
+        for (int turns = 0; s.calls == before && turns < 100; turns++)
+            loop_turn(*state, true);
+        assert_int_equal(s.calls, before + 1);
+    }
+    loop_timer_stop(&timer);
+}
+
+enum { TIMERS = 500 };
+
+struct ordered {
+    struct loop_timer timer;
+    uint64_t due;
+    bool stopped;
+};
+static uint64_t last_due;
+static int fired;
+
+static void on_ordered(void *arg)
+{
+    struct ordered *o = arg;
+    assert_false(o->stopped);
+    assert_true(o->due >= last_due);
+    last_due = o->due;
+    fired++;
+}
+
+/* Started, restarted and stopped at random, they fire in order and none twice or after its stop. */
+static void test_many_timers_fire_in_order(void **state)
+{
+    static struct ordered all[TIMERS];
+    int expected = 0;
+    srand(3);
+    for (int i = 0; i < 3 * TIMERS; i++) {
+        struct ordered *o = &all[rand() % TIMERS];
+        o->stopped = rand() % 4 == 0;
+        if (o->stopped)
+            loop_timer_stop(&o->timer);
+        else
+            loop_timer_start(*state, &o->timer, (uint64_t)(rand() % 40), on_ordered, o);
+        o->due = o->timer.due;
+    }
+    for (int i = 0; i < TIMERS; i++)
+        expected += all[i].timer.pending;
+    for (int turns = 0; fired < expected && turns < 1000; turns++)
+        loop_turn(*state, true);
+    assert_int_equal(fired, expected);
+    for (int i = 0; i < TIMERS; i++)
+        assert_false(all[i].timer.pending);
+}
+
+static int order[8];
+static int order_len;
+static struct loop_deferred second;
+
+static void on_second(void *arg)
+{
+    (void)arg;
+    order[order_len++] = 2;
+}
+
+static void on_first(void *arg)
+{
+    order[order_len++] = 1;
+    loop_defer(arg, &second, on_second, arg);
+}
+
+static void test_deferred_run_in_order_in_the_same_turn(void **state)
+{
+    struct loop_deferred first = {0};
+    struct loop_deferred dropped = {0};
+    loop_defer(*state, &first, on_first, *state);
+    loop_defer(*state, &first, on_first, *state);
+    loop_defer(*state, &dropped, on_second, NULL);
+    loop_undefer(&dropped);
+    loop_undefer(&dropped);
+    loop_turn(*state, true); /* must not block */
+    assert_int_equal(order_len, 2);
+    assert_int_equal(order[0], 1);
+    assert_int_equal(order[1], 2);
+}
+
+static void on_defers_itself(void *arg)
+{
+    struct seen *s = arg;
+    s->calls++;
+    loop_defer(s->loop, s->deferred, on_defers_itself, s);
+}
+
+static void test_endless_deferring_does_not_starve_the_rest(void **state)
+{
+    struct loop_deferred d = {0};
+    struct loop_timer timer = {0};
+    struct seen s = {.loop = *state, .deferred = &d};
+    struct seen t = {0};
+    loop_defer(*state, &d, on_defers_itself, &s);
+    loop_timer_start(*state, &timer, 5, on_timer, &t);
+    uint64_t start = now_ms();
+    while (t.calls == 0 && now_ms() - start < 5000)
+        loop_turn(*state, true);
+    assert_int_equal(t.calls, 1);
+    assert_true(s.calls > 0);
+    loop_undefer(&d);
+}
+
+static void on_usr1(void *arg, int signo)
+{
+    *(int *)arg = signo;
+}
+
+static void test_signal(void **state)
+{
+    struct loop_signal s = {0};
+    int got = 0;
+    assert_int_equal(loop_signal_watch(*state, &s, SIGUSR1, on_usr1, &got), 0);
+    raise(SIGUSR1);
+    for (int turns = 0; got == 0 && turns < 10; turns++)
+        loop_turn(*state, true);
+    assert_int_equal(got, SIGUSR1);
+    loop_signal_ignore(&s);
+}
+
+static void on_stop(void *arg)
+{
+    loop_stop(arg);
+}
+
+static void test_run_until_stop(void **state)
+{
+    struct loop_timer timer = {0};
+    loop_timer_start(*state, &timer, 1, on_stop, *state);
+    loop_run(*state);
+    loop_stop(*state); /* also when asked for before the run */
+    loop_run(*state);
+    uint64_t now = loop_now(*state);
+    assert_in_range(now_ms() - now, 0, 1000);
+}
+
+#define LOOP_TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        LOOP_TEST(test_edge_tells_each_change_once),
+        LOOP_TEST(test_level_tells_again_and_ignore_stops),
+        LOOP_TEST(test_watching_a_bad_descriptor_fails),
+        LOOP_TEST(test_timer_is_never_early),
+        LOOP_TEST(test_timer_that_restarts_itself_runs_once_a_turn),
+        LOOP_TEST(test_many_timers_fire_in_order),
+        LOOP_TEST(test_deferred_run_in_order_in_the_same_turn),
+        LOOP_TEST(test_endless_deferring_does_not_starve_the_rest),
+        LOOP_TEST(test_signal),
+        LOOP_TEST(test_run_until_stop),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
