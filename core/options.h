@@ -47,8 +47,8 @@ struct options {
 
     /* the device */
     char tun_name[16];
-    int tun_fd;              /* -1: by name */
-    unsigned mtu;            /* bytes */
+    int tun_fd;   /* -1: by name */
+    unsigned mtu; /* bytes */
     struct cidr_list addresses;
     bool offload;
 

@@ -1,0 +1,13 @@
+/*
+ * The commands. Each returns the program's exit status and has told the user why, where it is
+ * not 0.
+ */
+#ifndef CULVERT_COMMANDS_H
+#define CULVERT_COMMANDS_H
+
+#include "core/options.h"
+
+int command_tun(const struct options *options);   /* cmd_tun.c */
+int command_serve(const struct options *options); /* cmd_serve.c */
+
+#endif

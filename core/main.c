@@ -1,0 +1,90 @@
+/* Where it begins: the command line, the process' own surroundings, and then one command. */
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "core/commands.h"
+#include "core/options.h"
+#include "core/say.h"
+
+/* A closed stdin, stdout or stderr must not become the number of a socket or of the device. */
+static void occupy_standard_descriptors(void)
+{
+    int fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO)
+        fd = open("/dev/null", O_RDWR);
+    if (fd >= 0)
+        close(fd);
+}
+
+/* Each flow wants a descriptor: take all that the hard limit allows. */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= limit.rlim_max)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static bool open_log(const struct options *o)
+{
+    log_set_level(o->log_level);
+    if (!o->log_file)
+        return true;
+    int error = log_open_file(o->log_file);
+    if (error == 0)
+        return true;
+    say("cannot open log file %s: %s; choose another with --log-file", o->log_file,
+        strerror(-error));
+    return false;
+}
+
+static int run_command(const struct options *o)
+{
+    switch (o->command) {
+    case COMMAND_TUN:
+        return command_tun(o);
+    case COMMAND_SERVE:
+        return command_serve(o);
+    case COMMAND_NONE:
+        break;
+    }
+    return EXIT_USAGE;
+}
+
+static int run(struct options *o)
+{
+    if (!open_log(o))
+        return EXIT_REFUSED;
+    raise_descriptor_limit();
+    (void)signal(SIGPIPE, SIG_IGN);
+    return run_command(o);
+}
+
+int main(int argc, char **argv)
+{
+    static struct options options;
+    char error[OPTIONS_ERROR_MAX];
+    enum options_verdict verdict = options_parse(argc, argv, &options, error);
+    occupy_standard_descriptors();
+    switch (verdict) {
+    case OPTIONS_HELP:
+        options_print_help(options.command);
+        return fflush(stdout) == 0 ? EXIT_STOPPED : EXIT_REFUSED;
+    case OPTIONS_VERSION:
+        printf("culvert %s\n", options_version());
+        return fflush(stdout) == 0 ? EXIT_STOPPED : EXIT_REFUSED;
+    case OPTIONS_BAD:
+        say("%s", error);
+        return EXIT_USAGE;
+    case OPTIONS_RUN:
+        break;
+    }
+    int status = run(&options);
+    options_wipe(&options);
+    return status;
+}

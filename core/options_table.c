@@ -1,0 +1,282 @@
+#include "core/options_table.h"
+
+#include <assert.h>
+
+#define TUN   (1u << COMMAND_TUN)
+#define SERVE (1u << COMMAND_SERVE)
+
+#define FIELD(member) offsetof(struct options, member)
+
+/* The order is the enums' own. */
+static const char *const dns_choices[] = {"fake", "tcp", "relay", NULL};
+static_assert(DNS_FAKE == 0 && DNS_TCP == 1 && DNS_RELAY == 2, "dns_choices");
+static const char *const udp_choices[] = {"associate", "block", NULL};
+static_assert(UDP_ASSOCIATE == 0 && UDP_BLOCK == 1, "udp_choices");
+static const char *const icmp_choices[] = {"drop", "reply", NULL};
+static_assert(ICMP_DROP == 0 && ICMP_REPLY == 1, "icmp_choices");
+static const char *const log_choices[] = {"error", "warn", "info", "debug", "trace", NULL};
+static_assert(LOG_LEVEL_ERROR == 0 && LOG_LEVEL_TRACE == 4, "log_choices");
+
+/* 198.18.0.0/15 is for benchmarks (RFC 2544), so that nobody routes it; the ULA is our own. */
+#define DEFAULT_ADDRESSES "198.18.0.1/15 fdc0:4c56::1/64"
+
+const struct option_spec option_table[] = {
+    {
+        .name = "tun",
+        .kind = OPTION_LINK,
+        .argument = "NAME",
+        .fallback = "culvert0",
+        .commands = TUN,
+        .offset = FIELD(tun_name),
+        .help = "Name of the TUN device. It is created and vanishes with culvert; a persistent "
+                "device of that name is taken over and left as it was found.",
+    },
+    {
+        .name = "tun-fd",
+        .kind = OPTION_NUMBER,
+        .argument = "FD",
+        .commands = TUN,
+        .offset = FIELD(tun_fd),
+        .max = INT32_MAX,
+        .help = "Use the open TUN descriptor FD that the parent process passed instead of opening "
+                "a device by name. Its offloads are detected, not assumed; its addresses, MTU and "
+                "link state are the parent's matter.",
+    },
+    {
+        .name = "mtu",
+        .kind = OPTION_NUMBER,
+        .argument = "N",
+        .fallback = "1500",
+        .commands = TUN,
+        .offset = FIELD(mtu),
+        .min = 1280,
+        .max = 65535,
+        .help = "MTU of the device in bytes. A device that is taken over, or a passed descriptor, "
+                "keeps its own unless this option is given.",
+    },
+    {
+        .name = "address",
+        .kind = OPTION_CIDR,
+        .argument = "CIDR",
+        .fallback = DEFAULT_ADDRESSES,
+        .commands = TUN,
+        .offset = FIELD(addresses),
+        .help = "An address of the device with its range, IPv4 or IPv6. Repeatable; replaces the "
+                "defaults.",
+    },
+    {
+        .name = "offload",
+        .kind = OPTION_SWITCH,
+        .argument = "on|off",
+        .fallback = "on",
+        .commands = TUN,
+        .offset = FIELD(offload),
+        .help = "Let the kernel pass super-packets and unfinished checksums (vnet header, TSO, "
+                "USO), as far as it can.",
+    },
+    {
+        .name = "dns",
+        .kind = OPTION_CHOICE,
+        .argument = "fake|tcp|relay",
+        .fallback = "fake",
+        .choices = dns_choices,
+        .commands = TUN,
+        .offset = FIELD(dns),
+        .help = "What happens to DNS queries to any address. fake: A and AAAA are answered from "
+                "the fake range and the name goes to the proxy, other types go over TCP through "
+                "the proxy. tcp: every query goes over TCP through the proxy. relay: queries are "
+                "UDP like any other.",
+    },
+    {
+        .name = "dns-server",
+        .kind = OPTION_ENDPOINT,
+        .argument = "ADDR[:PORT]",
+        .fallback = "1.1.1.1",
+        .commands = TUN,
+        .offset = FIELD(dns_server),
+        .port = 53,
+        .help = "The resolver that is asked over TCP, through the proxy.",
+    },
+    {
+        .name = "fake-range",
+        .kind = OPTION_CIDR,
+        .argument = "CIDR",
+        .commands = TUN,
+        .offset = FIELD(fake_ranges),
+        .help = "A range that fake addresses come from, IPv4 or IPv6. Repeatable. Default: the "
+                "ranges of --address.",
+    },
+    {
+        .name = "udp",
+        .kind = OPTION_CHOICE,
+        .argument = "associate|block",
+        .fallback = "associate",
+        .choices = udp_choices,
+        .commands = TUN,
+        .offset = FIELD(limits.udp_mode),
+        .help = "associate: UDP goes through the proxy (UDP ASSOCIATE). block: it is answered "
+                "with ICMP port unreachable at once, so that applications fall back to TCP.",
+    },
+    {
+        .name = "icmp",
+        .kind = OPTION_CHOICE,
+        .argument = "drop|reply",
+        .fallback = "drop",
+        .choices = icmp_choices,
+        .commands = TUN,
+        .offset = FIELD(icmp),
+        .help = "Echo requests (ping) cannot go through SOCKS5. drop: no answer. reply: culvert "
+                "answers itself, whether the host lives or not.",
+    },
+    {
+        .name = "max-flows",
+        .kind = OPTION_NUMBER,
+        .argument = "N",
+        .fallback = "65536",
+        .commands = TUN,
+        .offset = FIELD(limits.max_flows),
+        .min = 16,
+        .max = 1000000,
+        .help = "TCP connections and UDP sources served at the same time. Past it, half-open "
+                "connections give way first, then the flow that has been idle longest.",
+    },
+    {
+        .name = "pipeline",
+        .kind = OPTION_SWITCH,
+        .argument = "on|off",
+        .fallback = "on",
+        .commands = TUN,
+        .offset = FIELD(pipeline),
+        .help = "Send greeting, credentials and request to the proxy without waiting in between, "
+                "where its answers allow it.",
+    },
+    {
+        .name = "listen",
+        .kind = OPTION_ENDPOINTS,
+        .argument = "ADDR[:PORT]",
+        .fallback = "127.0.0.1:1080",
+        .commands = SERVE,
+        .offset = FIELD(listens),
+        .port = 1080,
+        .help = "Where the server listens. Repeatable; port 0 lets the kernel choose.",
+    },
+    {
+        .name = "auth",
+        .kind = OPTION_CREDENTIALS,
+        .argument = "USER:PASSWORD",
+        .commands = SERVE,
+        .offset = FIELD(auth),
+        .help = "Accept only clients that show this user and password (RFC 1929). Default: no "
+                "authentication.",
+    },
+    {
+        .name = "mark",
+        .kind = OPTION_NUMBER,
+        .argument = "N",
+        .commands = TUN | SERVE,
+        .offset = FIELD(outbound.mark),
+        .max = UINT32_MAX,
+        .help = "Firewall mark of every socket that culvert opens itself, decimal or 0x "
+                "hexadecimal, for policy rules. Wants CAP_NET_ADMIN.",
+    },
+    {
+        .name = "bind-interface",
+        .kind = OPTION_LINK,
+        .argument = "IF",
+        .commands = TUN | SERVE,
+        .offset = FIELD(outbound.bind_interface),
+        .help = "Network interface that every socket that culvert opens itself is bound to.",
+    },
+    {
+        .name = "allow-loopback",
+        .kind = OPTION_FLAG,
+        .commands = TUN | SERVE,
+        .offset = FIELD(outbound.allow_loopback),
+        .help = "Let direct:// and serve lead to this host's own loopback addresses, which are "
+                "refused otherwise.",
+    },
+    {
+        .name = "connect-timeout",
+        .kind = OPTION_NUMBER,
+        .argument = "SECONDS",
+        .fallback = "10",
+        .commands = TUN | SERVE,
+        .offset = FIELD(outbound.connect_timeout_ms),
+        .min = 1,
+        .max = 3600,
+        .scale = 1000,
+        .help = "How long a connection may take until it is usable, the proxy's answer included.",
+    },
+    {
+        .name = "tcp-idle-timeout",
+        .kind = OPTION_NUMBER,
+        .argument = "SECONDS",
+        .fallback = "7440",
+        .commands = TUN,
+        .offset = FIELD(limits.tcp_idle_timeout_s),
+        .min = 1,
+        .max = 31536000,
+        .help = "A TCP connection on which nothing moved for so long is given up; keep-alives "
+                "count as movement (RFC 5382).",
+    },
+    {
+        .name = "udp-idle-timeout",
+        .kind = OPTION_NUMBER,
+        .argument = "SECONDS",
+        .fallback = "60",
+        .commands = TUN | SERVE,
+        .offset = FIELD(limits.udp_idle_timeout_s),
+        .min = 1,
+        .max = 31536000,
+        .help = "A UDP source that neither sent nor received for so long loses its association "
+                "(RFC 4787).",
+    },
+    {
+        .name = "log-level",
+        .kind = OPTION_CHOICE,
+        .argument = "error|warn|info|debug|trace",
+        .fallback = "info",
+        .choices = log_choices,
+        .commands = TUN | SERVE,
+        .offset = FIELD(log_level),
+        .help = "How much is logged.",
+    },
+    {
+        .name = "log-file",
+        .kind = OPTION_PATH,
+        .argument = "FILE",
+        .commands = TUN | SERVE,
+        .offset = FIELD(log_file),
+        .help = "Append the log to FILE instead of writing it to stderr.",
+    },
+};
+const size_t option_count = sizeof(option_table) / sizeof(option_table[0]);
+static_assert(sizeof(option_table) / sizeof(option_table[0]) <= 64, "options.given is 64 bits");
+
+const struct command_spec command_table[] = {
+    {
+        .name = "tun",
+        .command = COMMAND_TUN,
+        .wants_proxy = true,
+        .usage = "[options] PROXY_URL",
+        .summary = "create (or take) a TUN device and relay it; routes are left to the caller",
+        .help = "Every packet that is routed into the device goes through the proxy: TCP, UDP and "
+                "DNS, IPv4 and IPv6. Routes are left to the caller; culvert's own sockets must not "
+                "be routed into the device again (see --mark and --bind-interface).\n"
+                "PROXY_URL is socks5://[USER[:PASSWORD]@]HOST[:PORT], or direct:// to relay "
+                "without a proxy. HOST is an IPv4 address, an [IPv6] address or a name. Port 1080 "
+                "is taken where it is left out; %XX stands for a special character in user and "
+                "password. Without PROXY_URL the environment's ALL_PROXY or all_proxy counts.\n"
+                "Wants CAP_NET_ADMIN and /dev/net/tun, unless --tun-fd passes a device.",
+    },
+    {
+        .name = "serve",
+        .command = COMMAND_SERVE,
+        .usage = "[options]",
+        .summary = "a SOCKS5 server: CONNECT and UDP ASSOCIATE",
+        .help = "Serves SOCKS5 (RFC 1928, RFC 1929) to whoever can reach the address that it "
+                "listens on. This host's own loopback services are refused as targets unless "
+                "--allow-loopback is given.",
+    },
+};
+const size_t command_count = sizeof(command_table) / sizeof(command_table[0]);
