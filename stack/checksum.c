@@ -1,0 +1,71 @@
+/*
+ * The Internet checksum (RFC 1071), which in plain mode runs over every byte that is relayed.
+ *
+ * One's complement addition does not care about word size or byte order as long as both are the
+ * same throughout (RFC 1071, 2 B and C): 2^16 is 1 modulo 0xffff, so 32-bit words in host order may
+ * be added up in 64-bit lanes that cannot overflow for any packet, and folding to 16 bits and
+ * one byte swap are left to the end. The lanes are GCC/clang vectors, which become SSE2, NEON or
+ * plain registers; no instruction set is asked for beyond the target's own.
+ */
+#include "stack/packet.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <string.h>
+
+typedef uint64_t lanes_of_64 __attribute__((vector_size(32)));
+
+/* The even number of bytes at the end that fill no vector, and an odd byte, padded with zero. */
+static uint64_t sum_tail(const uint8_t *at, size_t len, uint64_t sum)
+{
+    for (; len >= 4; at += 4, len -= 4) {
+        uint32_t word;
+        memcpy(&word, at, 4);
+        sum += word;
+    }
+    uint8_t rest[4] = {0};
+    memcpy(rest, at, len);
+    uint32_t word;
+    memcpy(&word, rest, 4);
+    return sum + word;
+}
+
+uint64_t packet_sum(const void *bytes, size_t len, uint64_t sum)
+{
+    const uint8_t *at = bytes;
+    if (len >= 2 * sizeof(lanes_of_64)) {
+        lanes_of_64 low = {0}, high = {0};
+        const uint64_t low_half = UINT32_MAX;
+        for (; len >= 2 * sizeof(lanes_of_64); at += 2 * sizeof(lanes_of_64)) {
+            lanes_of_64 a, b;
+            memcpy(&a, at, sizeof(a));
+            memcpy(&b, at + sizeof(a), sizeof(b));
+            low += (a & low_half) + (b & low_half);
+            high += (a >> 32) + (b >> 32);
+            len -= 2 * sizeof(lanes_of_64);
+        }
+        low += high;
+        sum += low[0] + low[1] + low[2] + low[3];
+    }
+    return sum_tail(at, len, sum);
+}
+
+uint16_t packet_sum_fold(uint64_t sum)
+{
+    sum = (sum & UINT32_MAX) + (sum >> 32);
+    sum = (sum & UINT32_MAX) + (sum >> 32);
+    sum = (sum & UINT16_MAX) + (sum >> 16);
+    sum = (sum & UINT16_MAX) + (sum >> 16);
+    sum = (sum & UINT16_MAX) + (sum >> 16);
+    return ntohs((uint16_t)sum);
+}
+
+uint64_t packet_pseudo_sum(const struct addr *src, const struct addr *dst, uint8_t protocol,
+                           size_t len)
+{
+    bool v4 = addr_is_v4(src);
+    size_t skip = v4 ? 12 : 0;
+    uint64_t sum = packet_sum(src->bytes + skip, 16 - skip, 0);
+    sum = packet_sum(dst->bytes + skip, 16 - skip, sum);
+    return sum + htonl((uint32_t)len) + htons(protocol);
+}
