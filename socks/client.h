@@ -48,7 +48,8 @@ enum socks5_failure {
     SOCKS5_FAILURE_BAD,    /* not SOCKS5: wrong version, unknown address type, ... */
 };
 
-/* user: 1..255 bytes, password: 0..255, NUL-terminated, owned by the caller for the machine's life. */
+/* user: 1..255 bytes, password: 0..255, NUL-terminated, owned by the caller for the machine's life.
+ */
 struct socks5_credentials {
     const char *user;
     const char *password;
@@ -59,16 +60,19 @@ enum { SOCKS5_CLIENT_OUT_MAX = 4 + 513 + 262, SOCKS5_REPLY_MAX = 262 };
 struct socks5_client {
     enum socks5_client_state state;
     enum socks5_failure failure;
-    uint8_t reply;          /* REP, once a reply was read */
-    bool bound_is_name;     /* BND.ADDR was a domain name (allowed, useless): `bound` has the port only */
-    struct endpoint bound;  /* BND.ADDR and BND.PORT, valid in DONE */
+    uint8_t reply;      /* REP, once a reply was read */
+    bool bound_is_name; /* BND.ADDR was a domain name (allowed, useless): `bound` has the port only
+                         */
+    struct endpoint bound; /* BND.ADDR and BND.PORT, valid in DONE */
     bool pipelined;
     bool with_credentials;
-    bool method_seen;       /* the proxy answered the greeting, whatever it said later */
+    bool method_seen; /* the proxy answered the greeting, whatever it said later */
     struct socks5_credentials credentials;
     uint8_t in[SOCKS5_REPLY_MAX]; /* the message being awaited, as far as it has come */
     uint16_t in_len;
-    uint16_t out_len, out_sent; /* bytes of `out` prepared, and taken by the caller */
+    /* All that may have to be said is laid out at once: | greeting | credentials | request |. */
+    uint16_t auth_at, request_at, request_end; /* offsets in `out` */
+    uint16_t out_len, out_sent; /* what may be sent ends here; what was sent or skipped ends here */
     uint8_t out[SOCKS5_CLIENT_OUT_MAX];
 };
 

@@ -1,7 +1,8 @@
 /*
  * The server's half of SOCKS5 (RFC 1928, RFC 1929), sans-I/O, for `culvert serve` and for tests.
  *
- *   GREETING --method--> [AUTH] --> REQUEST --> READY (the caller acts on it, then replies) --> REPLIED
+ *   GREETING --method--> [AUTH] --> REQUEST --> READY (the caller acts on it, then replies) -->
+ * REPLIED
  *
  * A peer that breaks the protocol brings it to FAILED; what is still in the output (a refusal)
  * is to be sent before closing.
@@ -23,9 +24,9 @@ enum socks5_server_state {
 struct socks5_server {
     enum socks5_server_state state;
     const struct socks5_credentials *credentials; /* NULL: none asked for; not owned */
-    uint8_t command;            /* valid in READY: SOCKS5_CONNECT or SOCKS5_UDP_ASSOCIATE */
+    uint8_t command; /* valid in READY: SOCKS5_CONNECT or SOCKS5_UDP_ASSOCIATE */
     bool target_is_name;
-    struct endpoint target;     /* port always valid; addr when !target_is_name */
+    struct endpoint target; /* port always valid; addr when !target_is_name */
     char name[TARGET_NAME_MAX + 1];
     uint8_t in[520];
     uint16_t in_len;
