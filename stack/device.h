@@ -112,7 +112,9 @@ struct device *device_tun_open(const struct device_tun_options *options, int *er
 /*
  * Take an open descriptor of a TUN device (perhaps of another network namespace); the vnet
  * header and offloads are detected (TUNGETIFF, TUNGETVNETHDRSZ, TUNSETOFFLOAD), never assumed.
- * `mtu` 0: ask the device, 1500 where it does not say. Owns `fd` on success only.
+ * `mtu` 0: ask the device, 1500 where it does not say (one of another network namespace never
+ * does). Owns `fd` on success only. Errors: -ENOTTY no TUN at all, -EPROTOTYPE a TAP, -EPROTO made
+ * without IFF_NO_PI or with a vnet header that we do not know, -EBADFD attached to no device.
  */
 struct device *device_tun_adopt(int fd, unsigned mtu, bool offload, int *error);
 
