@@ -23,6 +23,8 @@ static uint64_t sum_tail(const uint8_t *at, size_t len, uint64_t sum)
         memcpy(&word, at, 4);
         sum += word;
     }
+    if (len == 0)
+        return sum;
     uint8_t rest[4] = {0};
     memcpy(rest, at, len);
     uint32_t word;
