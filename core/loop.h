@@ -16,11 +16,11 @@
 struct loop;
 
 enum {
-    LOOP_READ = 1,  /* readable */
-    LOOP_WRITE = 2, /* writable */
+    LOOP_READ = 1,   /* readable */
+    LOOP_WRITE = 2,  /* writable */
     LOOP_CLOSED = 4, /* only as a ready flag, with LOOP_EDGE: the peer shut its side. A socket
                         that failed is readable and writable: the next call tells the errno */
-    LOOP_EDGE = 8,  /* only when watching: edge-triggered, READ and WRITE told once a change */
+    LOOP_EDGE = 8,   /* only when watching: edge-triggered, READ and WRITE told once a change */
 };
 
 struct loop *loop_new(void); /* NULL when out of memory */
@@ -30,7 +30,8 @@ void loop_run(struct loop *loop);
 /* Run one turn; `wait` false: do not block. For tests and for embedding. */
 void loop_turn(struct loop *loop, bool wait);
 void loop_stop(struct loop *loop); /* returns from loop_run() after this turn */
-/* CLOCK_MONOTONIC in milliseconds, as of this turn's beginning (CLOCK_BOOTTIME would count sleep). */
+/* CLOCK_MONOTONIC in milliseconds, as of this turn's beginning (CLOCK_BOOTTIME would count sleep).
+ */
 uint64_t loop_now(const struct loop *loop);
 
 /* A watched descriptor, embedded in its owner. Zero-initialised it is idle. */

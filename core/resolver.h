@@ -33,7 +33,13 @@ struct resolver_answer {
 typedef void resolver_fn(void *arg, const struct resolver_answer *answer);
 
 struct resolver *resolver_new(struct loop *loop, const struct outbound_options *options);
-void resolver_free(struct resolver *r); /* pending requests are dropped without a call */
+/* Pending requests are dropped without a call. Not from a resolver_fn. */
+void resolver_free(struct resolver *r);
+/*
+ * Take the name servers from the file `conf_path` (kept by reference) instead of
+ * /etc/resolv.conf, and ask them on UDP and TCP `port` (0: 53). Before the first look-up.
+ */
+void resolver_set_servers(struct resolver *r, const char *conf_path, uint16_t port);
 /*
  * Calls `fn` exactly once, never before this function returns (a cached answer comes at the
  * turn's end). NULL when out of memory.

@@ -56,7 +56,8 @@ bool addr_is_broadcast(const struct addr *a);   /* 255.255.255.255 only */
  */
 bool addr_is_routable(const struct addr *a);
 
-/* Parse a numeric address ("192.0.2.1", "2001:db8::1", no brackets, no zone). False if it is none. */
+/* Parse a numeric address ("192.0.2.1", "2001:db8::1", no brackets, no zone). False if it is none.
+ */
 bool addr_parse(const char *text, struct addr *out);
 /* Write it as text; returns `buf`. `buf` has room for ADDR_TEXT_MAX bytes. */
 char *addr_format(const struct addr *a, char buf[ADDR_TEXT_MAX]);

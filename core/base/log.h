@@ -8,7 +8,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG, LOG_LEVEL_TRACE };
+enum log_level {
+    LOG_LEVEL_ERROR,
+    LOG_LEVEL_WARN,
+    LOG_LEVEL_INFO,
+    LOG_LEVEL_DEBUG,
+    LOG_LEVEL_TRACE
+};
 
 extern enum log_level log_threshold; /* LOG_LEVEL_INFO at first; log_set_level() sets it */
 
@@ -18,7 +24,8 @@ bool log_level_parse(const char *name, enum log_level *out);
 /* Append to `path` instead of stderr. 0 or -errno. */
 int log_open_file(const char *path);
 
-/* One line without its newline. A full disk or a closed stderr loses the line, never the process. */
+/* One line without its newline. A full disk or a closed stderr loses the line, never the process.
+ */
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #define log_error(...) log_write(LOG_LEVEL_ERROR, __VA_ARGS__)
@@ -27,7 +34,8 @@ void log_write(enum log_level level, const char *format, ...) __attribute__((for
 #define log_debug(...) log_at(LOG_LEVEL_DEBUG, __VA_ARGS__)
 #define log_trace(...) log_at(LOG_LEVEL_TRACE, __VA_ARGS__)
 
-/* The arguments are not evaluated where the level is off: tracing costs the packet path a compare. */
+/* The arguments are not evaluated where the level is off: tracing costs the packet path a compare.
+ */
 #define log_at(level, ...)                                                                         \
     do {                                                                                           \
         if ((level) <= log_threshold)                                                              \
@@ -44,7 +52,10 @@ struct log_limit {
     uint64_t refilled_ms;
     uint64_t suppressed;
 };
-#define LOG_LIMIT(n) {.burst = (n)}
+#define LOG_LIMIT(n)                                                                               \
+    {                                                                                              \
+        .burst = (n)                                                                               \
+    }
 
 /* May a line be written now? Reads the monotonic clock itself. */
 bool log_allowed(struct log_limit *limit);

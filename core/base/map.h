@@ -24,7 +24,7 @@ typedef bool map_equal_fn(const struct map_entry *entry, const void *key);
 
 struct map {
     struct map_entry **buckets;
-    size_t bucket_count; /* a power of two */
+    size_t bucket_count;            /* a power of two */
     struct map_entry **old_buckets; /* while growing, else NULL */
     size_t old_count;
     size_t old_next; /* the next old bucket to be moved */
