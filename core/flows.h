@@ -23,6 +23,9 @@ struct tcp_flows; /* core/tcp_flow.c: TCP flows */
 struct udp_flows; /* core/udp_flow.c: UDP associations */
 struct dns_front; /* core/dns_front.c: queries on UDP and TCP port 53 */
 
+/* Which of core's structures embeds a conn: conn.owner. */
+enum conn_owner { CONN_OWNER_TCP_FLOW, CONN_OWNER_DNS };
+
 struct worker {
     struct loop *loop;
     struct stack *stack;
@@ -42,6 +45,19 @@ struct worker {
 };
 
 /* Each *_new() returns NULL when out of memory. The worker outlives them. */
+struct tcp_flows *tcp_flows_new(struct worker *w);
+/* Aborts every flow. */
+void tcp_flows_free(struct tcp_flows *t);
+/* stack_ops.conn_open and .conn_ready, for what is not DNS. */
+struct conn *tcp_flows_open(struct tcp_flows *t, const struct endpoint *src,
+                            const struct endpoint *dst);
+void tcp_flows_ready(struct tcp_flows *t, struct conn *conn, unsigned events);
+/* Give up one flow: the oldest that is half open, else the one idle longest. False: there is none. */
+bool tcp_flows_evict(struct tcp_flows *t);
+
+/* Give pooled buffers back to the system, when all is quiet. */
+void tcp_flows_trim(struct tcp_flows *t);
+
 struct udp_flows *udp_flows_new(struct worker *w);
 void udp_flows_free(struct udp_flows *u);
 /* A datagram (or a super-packet) from the tunnel; see stack_ops.datagram for payload's contract. */

@@ -60,13 +60,13 @@ struct conn {
     struct pbuf *held_syn;
     struct pbuf *rx, *rx_last; /* received and not consumed */
     struct chunk *tx, *tx_last; /* sent and not acknowledged, in order */
-    uint64_t ack_due_ms;
-    uint32_t seen_window;      /* right edge at the last CONN_ROOM */
+    uint64_t heard_ms;         /* when a segment last came */
+    uint32_t seen_edge;        /* right edge of the window at the last CONN_ROOM */
+    uint16_t held_ip_len;      /* bytes of held_syn before its TCP header */
     uint16_t mss;              /* negotiated, bytes; 0 before that */
     uint8_t events;
     uint8_t state;             /* enum conn_state, stack/tcp.c */
     uint8_t owner;             /* for core: which of its structures embeds this conn */
-    uint8_t ack_segments;      /* received since the last ACK */
     bool fin_wanted;           /* conn_shutdown() was called */
 };
 
@@ -143,7 +143,10 @@ int conn_peek(const struct conn *c, struct iovec *iov, int max);
 /* `n` bytes have been passed on: they are acknowledged and the window opens. */
 void conn_consume(struct stack *s, struct conn *c, size_t n);
 
-/* Bytes that conn_send() would take now without delay: window, congestion window and buffer. */
+/*
+ * Bytes that conn_send() would take now without delay: window, congestion window and buffer, at
+ * most one super-packet. Not 0 when nothing is in flight: a closed window has to be probed.
+ */
 size_t conn_room(const struct conn *c);
 /*
  * Queue `len` bytes (1 to 65,535 and at most conn_room()) of `chunk` at `bytes`, by reference. 0 or
@@ -159,6 +162,8 @@ void conn_shutdown(struct stack *s, struct conn *c);
 void conn_abort(struct stack *s, struct conn *c);
 /* Is it over (CONN_RESET, CONN_CLOSED)? Then conn_abort() only lets go of it and sends nothing. */
 bool conn_is_over(const struct conn *c);
+/* When the application was last heard of, be it by a keep-alive: monotonic ms. */
+uint64_t conn_heard_ms(const struct conn *c);
 
 /* --- UDP and ICMP --------------------------------------------------------------------------- */
 

@@ -28,6 +28,7 @@
 
 #define LWIP_IPV4      1
 #define LWIP_IPV6      1
+#define LWIP_IPV6_SCOPES 0 /* link-local addresses never become flows */
 #define LWIP_TCP       1
 #define LWIP_UDP       0 /* stack/udp.c: relaying needs no pcb a socket */
 #define LWIP_RAW       1 /* takes reassembled datagrams out again: stack/packet.c sees them whole */
@@ -75,6 +76,9 @@
 /* Room for about 19 datagrams of 65,535 bytes in fragments of a 1,280 byte MTU; then the oldest go.
  */
 #define IP_REASS_MAX_PBUFS 1024
+/* Seconds. Fragments come over a local link: what is not there after this long was lost. */
+#define IP_REASS_MAXAGE   15
+#define IPV6_REASS_MAXAGE 15
 /* lwIP's bookkeeping is larger than a fragment header where pointers have 64 bits. */
 #define IPV6_FRAG_COPYHEADER 1
 /* Sending: TCP segments fit the MTU or are the device's to cut, datagrams are cut by
@@ -109,11 +113,19 @@
 #define LWIP_TCP_SACK_OUT   1
 #define LWIP_TCP_TIMESTAMPS 0     /* 12 bytes a packet and nothing to gain on a local link */
 #define TCP_MSL             30000 /* ms; half of RFC 9293's minute each way, as Linux does */
+/*
+ * lwIP counts its TCP timers in ticks of TCP_TMR_INTERVAL (fast) and twice that (slow). Its
+ * default of 250 ms makes a lost last segment wait for seconds. With 50 ms the shortest
+ * retransmission time-out is about 300 ms, as Linux's is 200, and a delayed ACK waits 50 ms at
+ * most. stack/tcp.c ticks only while a connection has something to time.
+ */
+#define TCP_TMR_INTERVAL    50
+#define LWIP_TCP_RTO_TIME   1000 /* ms, until the round-trip time is known: RFC 6298 2.1 */
 #define TCP_LISTEN_BACKLOG  0     /* held SYNs are counted as flows, by --max-flows */
 
 #define LWIP_CALLBACK_API 1
-/* The conn of stack/stack.h hangs here: with a destructor, and from the SYN on. */
-#define LWIP_TCP_PCB_NUM_EXT_ARGS 1
+/* stack/tcp.c ties a conn to its control block by callback_arg: ext args would only cost memory. */
+#define LWIP_TCP_PCB_NUM_EXT_ARGS 0
 /* Payload buffers are ours: lwIP tells us when the last reference has gone. */
 #define LWIP_SUPPORT_CUSTOM_PBUF 1
 

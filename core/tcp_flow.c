@@ -1,0 +1,614 @@
+/*
+ * TCP flows: an application's connection on one side (struct conn of the stack), a socket through
+ * the proxy on the other.
+ *
+ *   state      what it is                              leaves it by
+ *   DIALING    the SYN is held; the proxy is asked     the proxy's answer -> ACCEPTING, or refused
+ *                                                      as the answer says; given up by the
+ *                                                      application; evicted
+ *   ACCEPTING  connected; the application completes    CONN_OPENED -> RELAYING; CONN_RESET
+ *              its handshake
+ *   RELAYING   bytes go both ways, each direction      both directions done -> LINGERING; a reset
+ *              until its own end                       of either side
+ *   LINGERING  the socket is closed; the application   CONN_CLOSED, CONN_RESET
+ *              has still to acknowledge the rest
+ *   CLOSED     unhooked; freed at the turn's end       -
+ *
+ * Each direction ends by itself and without a time limit. Up: the application's FIN, once all
+ * before it has been sent, becomes shutdown(SHUT_WR). Down: the socket's end of file becomes FIN.
+ * A reset of one side becomes a reset of the other.
+ *
+ * Back-pressure: the application's bytes stay in the stack, and its window closed, until the
+ * socket takes them; the socket is read only for as much as conn_room() allows. Neither
+ * direction polls: the socket is watched edge-triggered, once, and the stack tells when there
+ * is room again. What is read goes into chunks that the stack sends from until they are
+ * acknowledged; an idle flow has none.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "core/base/log.h"
+#include "core/flows.h"
+
+enum tcp_flow_state {
+    TCP_FLOW_DIALING,
+    TCP_FLOW_ACCEPTING,
+    TCP_FLOW_RELAYING,
+    TCP_FLOW_LINGERING,
+    TCP_FLOW_CLOSED,
+};
+static const char *const state_names[] = {"dialing", "accepting", "relaying", "lingering", "closed"};
+_Static_assert(sizeof state_names / sizeof state_names[0] == TCP_FLOW_CLOSED + 1,
+               "a name for each state");
+
+enum {
+    IOV_MAX_UP = 64,       /* pieces in one gathered send */
+    CHUNK_BYTES = 65536,   /* a super-packet's payload, and a little */
+    CHUNK_TAIL_MIN = 2048, /* a chunk with less room left is not added to */
+    CHUNKS_POOLED_MAX = 64,
+    READS_A_TURN = 16, /* so that one busy flow leaves the others their turn */
+};
+
+struct tcp_flow {
+    struct conn conn;
+    struct tcp_flows *owner;
+    struct dial *dial; /* in DIALING */
+    int fd;            /* in ACCEPTING and RELAYING; else -1 */
+    uint8_t state;     /* enum tcp_flow_state */
+    bool readable, writable; /* as far as is known: until EAGAIN */
+    bool hung_up;            /* the proxy's side has ended, perhaps behind unread bytes */
+    bool app_done;           /* CONN_FIN: no more from the application */
+    bool up_done;            /* passed on by shutdown() */
+    bool down_done;          /* end of file read and passed on */
+    bool fake;               /* dst is held in the fake map */
+    uint64_t id;
+    uint64_t active_ms; /* coarse: the age list is ordered by it */
+    uint64_t bytes_up, bytes_down;
+    struct link age;    /* in half_open or flows, longest idle first */
+    struct down_chunk *tail; /* the chunk that was filled last, while it is in flight */
+    struct loop_io io;
+};
+
+struct down_chunk {
+    struct chunk chunk;
+    struct tcp_flow *flow;
+    struct tcp_flows *pool;
+    struct down_chunk *next_free;
+    size_t used;
+    _Alignas(64) uint8_t bytes[CHUNK_BYTES];
+};
+
+struct tcp_flows {
+    struct worker *worker;
+    struct link half_open; /* DIALING and ACCEPTING, oldest first */
+    struct link flows;     /* the others, longest idle first */
+    struct link closed;    /* to be freed at the turn's end */
+    struct loop_timer idle_timer;
+    struct loop_deferred reap;
+    struct down_chunk *free_chunks;
+    unsigned free_chunk_count;
+};
+
+static struct tcp_flow *flow_of(struct conn *c)
+{
+    return CONTAINER_OF(c, struct tcp_flow, conn);
+}
+
+/* --- the log ------------------------------------------------------------------------------------- */
+
+static void log_flow(enum log_level level, const struct tcp_flow *f, const char *what)
+{
+    char src[ENDPOINT_TEXT_MAX], dst[ENDPOINT_TEXT_MAX];
+    log_at(level, "tcp %llu %s -> %s: %s", (unsigned long long)f->id,
+           endpoint_format(&f->conn.src, src), endpoint_format(&f->conn.dst, dst), what);
+}
+
+/* --- states --------------------------------------------------------------------------------------- */
+
+static void on_idle(void *arg);
+
+static void arm_idle_timer(struct tcp_flows *t)
+{
+    struct link *first = list_first(&t->flows);
+    if (first == NULL) {
+        loop_timer_stop(&t->idle_timer);
+        return;
+    }
+    if (t->idle_timer.pending)
+        return;
+    struct loop *loop = t->worker->loop;
+    const struct tcp_flow *f = CONTAINER_OF(first, struct tcp_flow, age);
+    uint64_t due = f->active_ms + t->worker->limits->tcp_idle_timeout_s * UINT64_C(1000);
+    uint64_t now = loop_now(loop);
+    loop_timer_start(loop, &t->idle_timer, due > now ? due - now : 1, on_idle, t);
+}
+
+static void set_state(struct tcp_flow *f, enum tcp_flow_state state)
+{
+    struct tcp_flows *t = f->owner;
+    if (log_threshold >= LOG_LEVEL_TRACE)
+        log_flow(LOG_LEVEL_TRACE, f, state_names[state]);
+    f->state = (uint8_t)state;
+    switch (state) {
+    case TCP_FLOW_DIALING:
+        list_push_back(&t->half_open, &f->age);
+        break;
+    case TCP_FLOW_ACCEPTING:
+    case TCP_FLOW_LINGERING:
+        break;
+    case TCP_FLOW_RELAYING:
+        list_remove(&f->age);
+        list_push_back(&t->flows, &f->age);
+        arm_idle_timer(t);
+        break;
+    case TCP_FLOW_CLOSED:
+        list_remove(&f->age);
+        list_push_back(&t->closed, &f->age);
+        break;
+    }
+}
+
+/* Something happened: to the end of the list, but not for each packet of the same second. */
+static void touch(struct tcp_flow *f)
+{
+    uint64_t now = loop_now(f->owner->worker->loop);
+    if (now - f->active_ms < 1000)
+        return;
+    f->active_ms = now;
+    list_remove(&f->age);
+    list_push_back(&f->owner->flows, &f->age);
+}
+
+static void reap(void *arg)
+{
+    struct tcp_flows *t = arg;
+    LIST_EACH(it, &t->closed)
+    {
+        struct tcp_flow *f = CONTAINER_OF(it, struct tcp_flow, age);
+        list_remove(&f->age);
+        free(f);
+    }
+}
+
+/* Close the socket; with `reset`, so that the proxy sees a reset and not an end of file. */
+static void close_socket(struct tcp_flow *f, bool reset)
+{
+    if (f->fd < 0)
+        return;
+    loop_ignore(&f->io);
+    if (reset) {
+        const struct linger now = {.l_onoff = 1, .l_linger = 0};
+        setsockopt(f->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    }
+    close(f->fd);
+    f->fd = -1;
+}
+
+/* The end of every flow, whose conn has been let go of. */
+static void flow_end(struct tcp_flow *f)
+{
+    struct tcp_flows *t = f->owner;
+    struct worker *w = t->worker;
+    if (f->dial)
+        dial_cancel(f->dial);
+    f->dial = NULL;
+    if (f->fake)
+        dns_fake_release(w->dns, &f->conn.dst.addr);
+    if (log_threshold >= LOG_LEVEL_DEBUG) {
+        char text[80];
+        snprintf(text, sizeof text, "closed after %llu bytes up, %llu down",
+                 (unsigned long long)f->bytes_up, (unsigned long long)f->bytes_down);
+        log_flow(LOG_LEVEL_DEBUG, f, text);
+    }
+    w->flow_count--;
+    set_state(f, TCP_FLOW_CLOSED);
+    loop_defer(w->loop, &t->reap, reap, t);
+}
+
+/* Reset both sides, whatever is left of them. */
+static void flow_reset(struct tcp_flow *f)
+{
+    close_socket(f, true);
+    conn_abort(f->owner->worker->stack, &f->conn);
+    flow_end(f);
+}
+
+/* --- chunks --------------------------------------------------------------------------------------- */
+
+static void put_chunk(struct tcp_flows *t, struct down_chunk *c)
+{
+    if (t->free_chunk_count >= CHUNKS_POOLED_MAX) {
+        free(c);
+        return;
+    }
+    c->next_free = t->free_chunks;
+    t->free_chunks = c;
+    t->free_chunk_count++;
+}
+
+static void release_chunk(struct chunk *chunk)
+{
+    struct down_chunk *c = CONTAINER_OF(chunk, struct down_chunk, chunk);
+    if (c->flow->tail == c)
+        c->flow->tail = NULL;
+    put_chunk(c->pool, c);
+}
+
+/* A chunk with room for the flow's next bytes; NULL when out of memory. */
+static struct down_chunk *get_chunk(struct tcp_flow *f)
+{
+    struct tcp_flows *t = f->owner;
+    if (f->tail && CHUNK_BYTES - f->tail->used >= CHUNK_TAIL_MIN)
+        return f->tail;
+    struct down_chunk *c = t->free_chunks;
+    if (c) {
+        t->free_chunks = c->next_free;
+        t->free_chunk_count--;
+    } else {
+        c = aligned_alloc(64, sizeof *c);
+        if (c == NULL)
+            return NULL;
+    }
+    c->chunk = (struct chunk){.release = release_chunk};
+    c->flow = f;
+    c->pool = t;
+    c->used = 0;
+    return c;
+}
+
+/* After a burst: what is pooled goes back to the system. */
+static void trim_chunks(struct tcp_flows *t)
+{
+    while (t->free_chunks) {
+        struct down_chunk *c = t->free_chunks;
+        t->free_chunks = c->next_free;
+        free(c);
+    }
+    t->free_chunk_count = 0;
+}
+
+/* --- relaying --------------------------------------------------------------------------------------- */
+
+/* Both directions are done: nothing more is expected of the proxy. */
+static void finish_if_done(struct tcp_flow *f)
+{
+    if (!f->up_done || !f->down_done)
+        return;
+    close_socket(f, false);
+    if (!conn_is_over(&f->conn)) {
+        set_state(f, TCP_FLOW_LINGERING);
+        return;
+    }
+    conn_abort(f->owner->worker->stack, &f->conn);
+    flow_end(f);
+}
+
+/* One gathered send. Returns false when the flow has ended, or the socket takes no more. */
+static bool send_up(struct tcp_flow *f, struct iovec *iov, int count)
+{
+    struct msghdr message = {.msg_iov = iov, .msg_iovlen = (size_t)count};
+    ssize_t sent = sendmsg(f->fd, &message, MSG_NOSIGNAL);
+    if (sent < 0 && errno == EINTR)
+        return true;
+    if (sent < 0 && (errno == EAGAIN || errno == ENOBUFS)) {
+        f->writable = false;
+        return false;
+    }
+    if (sent < 0) {
+        flow_reset(f);
+        return false;
+    }
+    f->bytes_up += (uint64_t)sent;
+    conn_consume(f->owner->worker->stack, &f->conn, (size_t)sent);
+    return true;
+}
+
+/* From the application to the socket. False: the flow has ended. */
+static bool relay_up(struct tcp_flow *f)
+{
+    struct iovec iov[IOV_MAX_UP];
+    if (f->up_done)
+        return true;
+    int count = 0;
+    while (f->writable && (count = conn_peek(&f->conn, iov, IOV_MAX_UP)) > 0) {
+        if (!send_up(f, iov, count))
+            return f->state == TCP_FLOW_RELAYING;
+    }
+    if (count > 0 || !f->app_done || !f->writable)
+        return true;
+    if (shutdown(f->fd, SHUT_WR) != 0) {
+        flow_reset(f);
+        return false;
+    }
+    f->up_done = true;
+    finish_if_done(f);
+    return f->state == TCP_FLOW_RELAYING;
+}
+
+enum read_result { READ_MORE, READ_EMPTY, READ_ENDED };
+
+/* One read of at most `room` bytes, handed to the stack. READ_ENDED: the flow has. */
+static enum read_result read_down(struct tcp_flow *f, size_t room)
+{
+    struct stack *stack = f->owner->worker->stack;
+    struct down_chunk *c = get_chunk(f);
+    if (c == NULL) {
+        flow_reset(f);
+        return READ_ENDED;
+    }
+    size_t space = CHUNK_BYTES - c->used;
+    size_t wanted = room < space ? room : space;
+    wanted = wanted < 0xffff ? wanted : 0xffff;
+    ssize_t n = recv(f->fd, c->bytes + c->used, wanted, 0);
+    if (n <= 0 && c != f->tail)
+        put_chunk(f->owner, c);
+    if (n == 0) {
+        f->readable = false;
+        f->down_done = true;
+        conn_shutdown(stack, &f->conn);
+        finish_if_done(f);
+        return f->state == TCP_FLOW_RELAYING ? READ_EMPTY : READ_ENDED;
+    }
+    if (n < 0 && errno == EINTR)
+        return READ_MORE;
+    if (n < 0 && errno == EAGAIN) {
+        f->readable = false;
+        return READ_EMPTY;
+    }
+    if (n < 0) {
+        flow_reset(f);
+        return READ_ENDED;
+    }
+    uint8_t *bytes = c->bytes + c->used;
+    c->used += (size_t)n;
+    f->tail = c;
+    f->bytes_down += (uint64_t)n;
+    if (conn_send(stack, &f->conn, &c->chunk, bytes, (size_t)n) != 0) {
+        flow_reset(f);
+        return READ_ENDED;
+    }
+    conn_flush(stack, &f->conn);
+    /*
+     * Less than asked for: the socket is empty, and edge-triggered epoll will tell of whatever
+     * comes later. Only an end of file that is there already would tell no more.
+     */
+    if ((size_t)n < wanted && !f->hung_up) {
+        f->readable = false;
+        return READ_EMPTY;
+    }
+    return READ_MORE;
+}
+
+/* From the socket to the application. False: the flow has ended. */
+static bool relay_down(struct tcp_flow *f)
+{
+    for (int i = 0; i < READS_A_TURN && f->readable && !f->down_done; i++) {
+        size_t room = conn_room(&f->conn);
+        if (room == 0)
+            break;
+        if (read_down(f, room) == READ_ENDED)
+            return false;
+    }
+    return true;
+}
+
+static void on_socket(void *arg, unsigned ready)
+{
+    struct tcp_flow *f = arg;
+    touch(f);
+    if (ready & LOOP_READ)
+        f->readable = true;
+    if (ready & LOOP_WRITE)
+        f->writable = true;
+    if (ready & LOOP_CLOSED)
+        f->readable = f->hung_up = true;
+    if (relay_up(f))
+        relay_down(f);
+}
+
+static void start_relaying(struct tcp_flow *f)
+{
+    set_state(f, TCP_FLOW_RELAYING);
+    f->writable = true;
+    int error = loop_watch(f->owner->worker->loop, &f->io, f->fd,
+                           LOOP_READ | LOOP_WRITE | LOOP_EDGE, on_socket, f);
+    if (error != 0)
+        flow_reset(f);
+}
+
+void tcp_flows_ready(struct tcp_flows *t, struct conn *conn, unsigned events)
+{
+    struct tcp_flow *f = flow_of(conn);
+    (void)t;
+    if (f->state == TCP_FLOW_CLOSED)
+        return;
+    if (events & CONN_RESET) {
+        flow_reset(f);
+        return;
+    }
+    if (f->state == TCP_FLOW_LINGERING) {
+        if (events & CONN_CLOSED) {
+            conn_abort(f->owner->worker->stack, &f->conn);
+            flow_end(f);
+        }
+        return;
+    }
+    if (events & CONN_OPENED)
+        start_relaying(f);
+    if (f->state != TCP_FLOW_RELAYING)
+        return;
+    touch(f);
+    if (events & CONN_FIN)
+        f->app_done = true;
+    if (!relay_up(f))
+        return;
+    if (events & CONN_ROOM)
+        relay_down(f);
+}
+
+/* --- opening --------------------------------------------------------------------------------------- */
+
+/* What the application is told when the proxy says no (RFC 1928, 6; HOUSE.md's table of errno). */
+static enum refusal refusal_for(const struct dial_result *r)
+{
+    if (r->status != DIAL_REPLY)
+        return REFUSE_RESET;
+    switch (r->reply) {
+    case SOCKS5_REPLY_NOT_ALLOWED:
+        return REFUSE_PROHIBITED;
+    case SOCKS5_REPLY_NETWORK_UNREACHABLE:
+        return REFUSE_NETWORK;
+    case SOCKS5_REPLY_HOST_UNREACHABLE:
+    case SOCKS5_REPLY_TTL_EXPIRED:
+        return REFUSE_HOST;
+    default:
+        return REFUSE_RESET;
+    }
+}
+
+static void on_dialed(void *arg, const struct dial_result *r)
+{
+    struct tcp_flow *f = arg;
+    struct stack *stack = f->owner->worker->stack;
+    f->dial = NULL;
+    if (r->status == DIAL_OK) {
+        f->fd = r->fd;
+        set_state(f, TCP_FLOW_ACCEPTING);
+        conn_accept(stack, &f->conn);
+        return;
+    }
+    if (log_threshold >= LOG_LEVEL_DEBUG) {
+        const char *why = r->status == DIAL_REPLY ? socks5_reply_name(r->reply)
+                                                  : dial_status_name(r->status);
+        log_flow(LOG_LEVEL_DEBUG, f, why);
+    }
+    if (r->status == DIAL_NO_RESOURCES)
+        tcp_flows_evict(f->owner); /* may be this one */
+    if (f->state == TCP_FLOW_CLOSED)
+        return;
+    conn_refuse(stack, &f->conn, refusal_for(r));
+    flow_end(f);
+}
+
+/* Where does the application want to go: an address, or the name behind a fake one? */
+static bool find_target(struct tcp_flows *t, const struct endpoint *dst, struct target *out,
+                        char name[TARGET_NAME_MAX + 1])
+{
+    *out = (struct target){.addr = dst->addr, .port = dst->port};
+    switch (dns_fake_lookup(t->worker->dns, &dst->addr, name)) {
+    case DNS_FAKE_NOT:
+        return true;
+    case DNS_FAKE_KNOWN:
+        out->name = name;
+        return true;
+    case DNS_FAKE_UNKNOWN:
+        break;
+    }
+    return false;
+}
+
+struct conn *tcp_flows_open(struct tcp_flows *t, const struct endpoint *src,
+                            const struct endpoint *dst)
+{
+    struct worker *w = t->worker;
+    char name[TARGET_NAME_MAX + 1];
+    struct target target;
+    if (!find_target(t, dst, &target, name))
+        return NULL;
+    struct tcp_flow *f = calloc(1, sizeof *f);
+    if (f == NULL)
+        return NULL;
+    f->owner = t;
+    f->fd = -1;
+    f->id = ++w->next_flow_id;
+    f->conn.owner = CONN_OWNER_TCP_FLOW;
+    f->conn.src = *src;
+    f->conn.dst = *dst;
+    f->active_ms = loop_now(w->loop);
+    list_init(&f->age);
+    f->dial = dial_start(w->proxy, SOCKS5_CONNECT, &target, on_dialed, f);
+    if (f->dial == NULL) {
+        free(f);
+        return NULL;
+    }
+    if (target.name) {
+        f->fake = true;
+        dns_fake_hold(w->dns, &dst->addr);
+    }
+    w->flow_count++;
+    if (log_threshold >= LOG_LEVEL_DEBUG)
+        log_flow(LOG_LEVEL_DEBUG, f, target.name ? target.name : "opening");
+    set_state(f, TCP_FLOW_DIALING);
+    return &f->conn;
+}
+
+/* --- limits ------------------------------------------------------------------------------------------ */
+
+bool tcp_flows_evict(struct tcp_flows *t)
+{
+    struct link *victim = list_first(&t->half_open);
+    if (victim == NULL)
+        victim = list_first(&t->flows);
+    if (victim == NULL)
+        return false;
+    flow_reset(CONTAINER_OF(victim, struct tcp_flow, age));
+    return true;
+}
+
+static void on_idle(void *arg)
+{
+    struct tcp_flows *t = arg;
+    struct worker *w = t->worker;
+    uint64_t timeout = w->limits->tcp_idle_timeout_s * UINT64_C(1000);
+    uint64_t now = loop_now(w->loop);
+    LIST_EACH(it, &t->flows)
+    {
+        struct tcp_flow *f = CONTAINER_OF(it, struct tcp_flow, age);
+        /* Keep-alives of the application count, but are not worth a callback each. */
+        uint64_t heard = conn_heard_ms(&f->conn);
+        if (heard > f->active_ms && now - heard < timeout) {
+            f->active_ms = heard;
+            list_remove(&f->age);
+            list_push_back(&t->flows, &f->age);
+            continue;
+        }
+        if (now - f->active_ms < timeout)
+            break;
+        log_flow(LOG_LEVEL_DEBUG, f, "idle for too long");
+        flow_reset(f);
+    }
+    arm_idle_timer(t);
+}
+
+void tcp_flows_trim(struct tcp_flows *t)
+{
+    trim_chunks(t);
+}
+
+struct tcp_flows *tcp_flows_new(struct worker *w)
+{
+    struct tcp_flows *t = calloc(1, sizeof *t);
+    if (t == NULL)
+        return NULL;
+    t->worker = w;
+    list_init(&t->half_open);
+    list_init(&t->flows);
+    list_init(&t->closed);
+    return t;
+}
+
+void tcp_flows_free(struct tcp_flows *t)
+{
+    if (t == NULL)
+        return;
+    while (tcp_flows_evict(t))
+        continue;
+    loop_timer_stop(&t->idle_timer);
+    loop_undefer(&t->reap);
+    reap(t);
+    trim_chunks(t);
+    free(t);
+}

@@ -1,0 +1,93 @@
+/*
+ * What the files of the packet side share among themselves; core/ sees stack/stack.h only.
+ */
+#ifndef CULVERT_STACK_INTERNAL_H
+#define CULVERT_STACK_INTERNAL_H
+
+#include "lwip/netif.h"
+#include "lwip/pbuf.h"
+#include "lwip/priv/tcp_priv.h"
+#include "stack/aftermath.h"
+#include "stack/output.h"
+#include "stack/stack.h"
+
+struct tcp_pcb_listen;
+
+enum { TICK_MS = TCP_TMR_INTERVAL, FRAGMENT_TICK_MS = 1000 /* IP_TMR_INTERVAL */ };
+
+/*
+ * A buffer that a device read fills. It is handed over whole to lwIP as a custom pbuf where its
+ * packet is large, and returns to the pool when lwIP or the conn lets go of it.
+ */
+struct rx_buffer {
+    struct pbuf_custom pbuf;
+    struct stack *stack;
+    struct rx_buffer *next_free;
+    _Alignas(64) uint8_t bytes[PACKET_BUFFER_SIZE];
+};
+
+struct stack {
+    struct device *device;
+    const struct stack_ops *ops;
+    void *ctx;
+    bool icmp_reply;
+    uint64_t now_ms;
+    struct stack_counters counters;
+
+    /* reading */
+    struct packet batch[STACK_BATCH_MAX];
+    struct rx_buffer *batch_buffers[STACK_BATCH_MAX]; /* allocated as batches first need them */
+    struct rx_buffer *free_buffers;
+    unsigned free_count;
+    struct rx_buffer *reassembled; /* whole packets of this batch, kept until its end */
+
+    /* lwIP */
+    struct netif netif;
+    struct tcp_pcb_listen *listener;
+    struct conn *current; /* the conn that lwIP is working for */
+    struct map conns;
+    struct link ready; /* conns with events to be told */
+    struct link busy;  /* conns that want ticks */
+    uint64_t next_tick_ms; /* of lwIP's timers; meaningful while `busy` has members */
+    bool slow_half;        /* lwIP's slow timer runs at every other tick */
+    uint64_t fragments_until_ms; /* reassembly wants its timer until then */
+    uint64_t next_fragment_ms;
+
+    struct aftermath after; /* TIME_WAIT, and refusals to be repeated */
+};
+
+/* The one stack of this process. */
+struct stack *stack_instance(void);
+
+/* --- tcp.c ---------------------------------------------------------------------------------- */
+
+int conn_table_init(struct stack *s);
+void conn_table_free(struct stack *s);
+/* A TCP packet in `p`, parsed; `buffer` is the one it lies in, or NULL when it must be copied. */
+void conn_input(struct stack *s, const struct packet *p, const struct packet_info *info,
+                struct rx_buffer **buffer);
+/* Tell core what happened, until nothing more does. */
+void conn_tell_ready(struct stack *s);
+void conn_tick(struct stack *s);
+
+/* The conn's MSS, for a packet of lwIP's that is on its way out. */
+uint16_t conn_mss_of(struct stack *s, const struct endpoint *src, const struct endpoint *dst);
+
+/* --- buffers.c ---------------------------------------------------------------------------------- */
+
+struct rx_buffer *rx_buffer_get(struct stack *s); /* NULL when out of memory */
+void rx_buffer_put(struct rx_buffer *b);
+/* Return what is pooled to the system: after a burst, and at the end. */
+void rx_buffers_trim(struct stack *s);
+
+/* --- input.c ------------------------------------------------------------------------------------- */
+
+/* What lwIP has reassembled from fragments comes back by these; 0 or -ENOMEM. */
+int reassembly_init(struct stack *s);
+void reassembly_tick(struct stack *s);
+/* Hand one packet to whom it concerns. `buffer` as for conn_input(). */
+void input_packet(struct stack *s, const struct packet *p, struct rx_buffer **buffer);
+/* Free what reassembly has kept for this batch. */
+void input_batch_end(struct stack *s);
+
+#endif
