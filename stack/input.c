@@ -38,12 +38,29 @@ static void input_echo(struct stack *s, const struct packet *p, const struct pac
 
 /* --- reassembly ---------------------------------------------------------------------------------- */
 
+/*
+ * lwIP leaves the IPv4 header checksum to a device that sums, and (2.2.1) makes the IPv6 payload
+ * length 8 bytes too short.
+ */
+static void finish_header(uint8_t *ip, size_t len)
+{
+    if (ip[0] >> 4 == 6) {
+        ip[4] = (uint8_t)((len - 40) >> 8);
+        ip[5] = (uint8_t)(len - 40);
+        return;
+    }
+    ip[10] = ip[11] = 0;
+    uint16_t sum = (uint16_t)~packet_sum_fold(packet_sum(ip, (size_t)(ip[0] & 15) * 4, 0));
+    ip[10] = (uint8_t)(sum >> 8);
+    ip[11] = (uint8_t)sum;
+}
+
 static u8_t on_reassembled(void *arg, struct raw_pcb *pcb, struct pbuf *p, const ip_addr_t *from)
 {
-    struct stack *s = arg;
-    (void)pcb, (void)from;
+    struct stack *s = stack_instance(); /* these control blocks outlive a stack */
+    (void)arg, (void)pcb, (void)from;
     struct rx_buffer *b = rx_buffer_get(s);
-    if (b != NULL) {
+    if (b != NULL && p->tot_len >= 40) {
         b->next_free = s->reassembled;
         s->reassembled = b;
         struct packet whole = {
@@ -52,20 +69,23 @@ static u8_t on_reassembled(void *arg, struct raw_pcb *pcb, struct pbuf *p, const
             .len = p->tot_len,
         };
         pbuf_copy_partial(p, whole.data, p->tot_len, 0);
+        finish_header(whole.data, whole.len);
         input_packet(s, &whole, NULL);
+    } else if (b != NULL) {
+        rx_buffer_put(b);
     }
     pbuf_free(p);
     return 1; /* eaten */
 }
 
-int reassembly_init(struct stack *s)
+int reassembly_init(void)
 {
     static const u8_t protocols[] = {IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ICMP, IPPROTO_ICMPV6};
     for (size_t i = 0; i < sizeof protocols; i++) {
         struct raw_pcb *pcb = raw_new_ip_type(IPADDR_TYPE_ANY, protocols[i]);
         if (pcb == NULL)
             return -ENOMEM;
-        raw_recv(pcb, on_reassembled, s);
+        raw_recv(pcb, on_reassembled, NULL);
     }
     return 0;
 }
@@ -89,6 +109,7 @@ static void input_fragment(struct stack *s, const struct packet *p, const struct
         return;
     memcpy(copy->payload, p->data, info->len);
     pretend_to_be(s, &info->dst.addr);
+    ip_data.current_input_netif = &s->netif; /* ip4_reass() looks at it before ip4_input() sets it */
     if (s->fragments_until_ms <= s->now_ms)
         s->next_fragment_ms = s->now_ms + FRAGMENT_TICK_MS;
     s->fragments_until_ms = s->now_ms + FRAGMENT_LIFETIME_MS;

@@ -83,7 +83,7 @@ void rx_buffers_trim(struct stack *s);
 /* --- input.c ------------------------------------------------------------------------------------- */
 
 /* What lwIP has reassembled from fragments comes back by these; 0 or -ENOMEM. */
-int reassembly_init(struct stack *s);
+int reassembly_init(void);
 void reassembly_tick(struct stack *s);
 /* Hand one packet to whom it concerns. `buffer` as for conn_input(). */
 void input_packet(struct stack *s, const struct packet *p, struct rx_buffer **buffer);

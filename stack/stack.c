@@ -145,7 +145,7 @@ struct stack *stack_new(struct device *device, const struct stack_config *config
     list_init(&s->busy);
     if (!lwip_is_initialised)
         lwip_init();
-    if ((!lwip_is_initialised && reassembly_init(s) != 0) || aftermath_init(&s->after) != 0 ||
+    if ((!lwip_is_initialised && reassembly_init() != 0) || aftermath_init(&s->after) != 0 ||
         conn_table_init(s) != 0 || !add_netif(s)) {
         stack_free(s);
         return NULL;

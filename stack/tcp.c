@@ -159,18 +159,26 @@ static void conn_leave(struct stack *s, struct conn *c)
         conn_update_busy(s, c);
 }
 
+/* lwIP has asked for an ACK at once: let it find a ride first. */
+static void delay_ack(struct tcp_pcb *pcb)
+{
+    tcp_clear_flags(pcb, TF_ACK_NOW);
+    tcp_set_flags(pcb, TF_ACK_DELAY);
+}
+
 static err_t on_received(void *arg, struct tcp_pcb *pcb, struct pbuf *p, err_t error)
 {
     struct conn *c = arg;
     struct stack *s = stack_instance();
     (void)error;
     if (p == NULL) {
+        /* Our own FIN often follows soon. Where it has been sent, this ACK is the last word. */
+        if (pcb->state == CLOSE_WAIT)
+            delay_ack(pcb);
         conn_note(s, c, CONN_FIN);
         return ERR_OK;
     }
-    /* lwIP has asked for an ACK; conn_consume() will, unless it finds a ride before. */
-    tcp_clear_flags(pcb, TF_ACK_NOW);
-    tcp_set_flags(pcb, TF_ACK_DELAY);
+    delay_ack(pcb);
     if (c->rx_last)
         c->rx_last->next = p; /* tot_len is of no use here: it is 16 bits wide */
     else
@@ -198,7 +206,7 @@ static err_t on_accepted(void *arg, struct tcp_pcb *pcb, err_t error)
     if (pcb == NULL || error != ERR_OK || c == NULL)
         return ERR_ABRT;
     c->mss = pcb->mss > MSS_MIN ? pcb->mss : MSS_MIN;
-    unsigned segments = TCP_MSS / c->mss;
+    unsigned segments = (unsigned)TCP_MSS / c->mss;
     segments = segments < SEGMENTS_PER_PACKET ? segments : SEGMENTS_PER_PACKET;
     pcb->mss = (u16_t)(segments * c->mss);
     tcp_nagle_disable(pcb);

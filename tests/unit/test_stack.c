@@ -1,0 +1,796 @@
+/*
+ * The stack over the device in memory: every packet that the application's kernel would send is
+ * made here, every answer looked at, and time passes only when a test says so.
+ */
+#include <netinet/in.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "core/base/cursor.h"
+#include "stack/stack.h"
+
+enum { FIN = 1, SYN = 2, RST = 4, PSH = 8, ACK = 16 };
+enum { MTU = 1500, WINDOW = 64000 };
+
+struct fixture {
+    struct device *device;
+    struct stack *stack;
+    uint64_t now;
+    struct conn *last; /* the conn of the last conn_open() */
+    unsigned events;   /* all that conn_ready() has told, and not been taken */
+    unsigned opened, readies, datagrams;
+    bool refuse_at_once;
+    uint8_t payload[70000];
+    size_t payload_len;
+    struct endpoint from, to;
+};
+
+/* A segment as it came out of the device. */
+struct segment {
+    struct packet_info info;
+    uint32_t seq, ack;
+    uint16_t window;
+    size_t payload_len;
+    const uint8_t *payload;
+    struct offload offload;
+    uint8_t bytes[PACKET_BUFFER_SIZE];
+};
+
+/* The application's side of one connection. */
+struct peer {
+    struct fixture *f;
+    struct endpoint src, dst;
+    uint32_t seq, ack;
+    uint16_t window;
+};
+
+static struct conn *on_open(void *ctx, const struct endpoint *src, const struct endpoint *dst)
+{
+    struct fixture *f = ctx;
+    (void)src, (void)dst;
+    f->opened++;
+    if (f->refuse_at_once)
+        return NULL;
+    f->last = calloc(1, sizeof *f->last);
+    return f->last;
+}
+
+static void on_ready(void *ctx, struct conn *c, unsigned events)
+{
+    struct fixture *f = ctx;
+    (void)c;
+    f->readies++;
+    f->events |= events;
+}
+
+static void on_datagram(void *ctx, const struct endpoint *src, const struct endpoint *dst,
+                        uint8_t *payload, size_t len, uint16_t gso_size, size_t headroom)
+{
+    struct fixture *f = ctx;
+    (void)gso_size;
+    assert_true(headroom >= 300);
+    f->datagrams++;
+    f->from = *src;
+    f->to = *dst;
+    memcpy(f->payload, payload, len);
+    f->payload_len = len;
+}
+
+static void on_batch_end(void *ctx)
+{
+    (void)ctx;
+}
+
+static const struct stack_ops ops = {on_open, on_ready, on_datagram, on_batch_end};
+
+static void setup_with(struct fixture *f, struct device_caps caps)
+{
+    const struct stack_config config = {.icmp_reply = true, .now_ms = 1000};
+    memset(f, 0, sizeof *f);
+    f->now = 1000;
+    f->device = device_memory_new(MTU, caps);
+    f->stack = stack_new(f->device, &config, &ops, f);
+    assert_non_null(f->stack);
+}
+
+static void setup(struct fixture *f)
+{
+    setup_with(f, (struct device_caps){0});
+}
+
+static void teardown(struct fixture *f)
+{
+    assert_int_equal(stack_counters(f->stack)->conns, 0);
+    stack_free(f->stack);
+    device_close(f->device);
+}
+
+/* Let go of the last conn. */
+static void drop(struct fixture *f)
+{
+    conn_abort(f->stack, f->last);
+    free(f->last);
+    f->last = NULL;
+}
+
+static unsigned take_events(struct fixture *f)
+{
+    unsigned events = f->events;
+    f->events = 0;
+    return events;
+}
+
+static void pass_time(struct fixture *f, unsigned ms)
+{
+    for (uint64_t end = f->now + ms; f->now < end;) {
+        uint64_t next = stack_next_tick(f->stack);
+        f->now = next < end ? (next > f->now ? next : f->now + 1) : end;
+        stack_tick(f->stack, f->now);
+    }
+}
+
+static void receive(struct fixture *f)
+{
+    while (stack_receive(f->stack, 64, f->now) > 0)
+        continue;
+}
+
+/* --- packets in and out ------------------------------------------------------------------------- */
+
+static size_t write_ip(uint8_t *out, size_t cap, const struct endpoint *src,
+                       const struct endpoint *dst, uint8_t protocol, size_t len)
+{
+    struct writer w = writer_over(out, cap);
+    if (!addr_is_v4(&src->addr)) {
+        writer_u32(&w, 0x60000000);
+        writer_u16(&w, (uint16_t)len);
+        writer_u8(&w, protocol);
+        writer_u8(&w, 64);
+        writer_bytes(&w, src->addr.bytes, 16);
+        writer_bytes(&w, dst->addr.bytes, 16);
+        return writer_used(&w);
+    }
+    writer_u16(&w, 0x4500);
+    writer_u16(&w, (uint16_t)(20 + len));
+    writer_u32(&w, 0);
+    writer_u8(&w, 64);
+    writer_u8(&w, protocol);
+    writer_u16(&w, 0);
+    writer_bytes(&w, addr_v4_bytes(&src->addr), 4);
+    writer_bytes(&w, addr_v4_bytes(&dst->addr), 4);
+    uint16_t sum = (uint16_t)~packet_sum_fold(packet_sum(out, 20, 0));
+    out[10] = (uint8_t)(sum >> 8);
+    out[11] = (uint8_t)sum;
+    return 20;
+}
+
+static void put_sum(uint8_t *transport, size_t len, size_t at, const struct endpoint *src,
+                    const struct endpoint *dst, uint8_t protocol)
+{
+    uint64_t sum = packet_pseudo_sum(&src->addr, &dst->addr, protocol, len);
+    uint16_t folded = (uint16_t)~packet_sum_fold(packet_sum(transport, len, sum));
+    transport[at] = (uint8_t)(folded >> 8);
+    transport[at + 1] = (uint8_t)folded;
+}
+
+static void send_segment(struct peer *p, uint8_t flags, const void *payload, size_t len,
+                         const void *options, size_t options_len)
+{
+    static uint8_t out[66000];
+    size_t tcp_len = 20 + options_len + len;
+    size_t ip_len = write_ip(out, sizeof out, &p->src, &p->dst, IPPROTO_TCP, tcp_len);
+    struct writer w = writer_over(out + ip_len, sizeof out - ip_len);
+    writer_u16(&w, p->src.port);
+    writer_u16(&w, p->dst.port);
+    writer_u32(&w, p->seq);
+    writer_u32(&w, p->ack);
+    writer_u16(&w, (uint16_t)((5 + options_len / 4) << 12 | flags));
+    writer_u16(&w, p->window);
+    writer_u32(&w, 0);
+    writer_bytes(&w, options, options_len);
+    writer_bytes(&w, payload, len);
+    put_sum(out + ip_len, tcp_len, 16, &p->src, &p->dst, IPPROTO_TCP);
+    assert_true(device_memory_push(p->f->device, out, ip_len + tcp_len, NULL));
+    receive(p->f);
+}
+
+static bool pop(struct fixture *f, struct segment *s)
+{
+    struct packet p = {.buffer = s->bytes};
+    if (!device_memory_pop(f->device, &p))
+        return false;
+    packet_parse(&p, &s->info);
+    s->offload = p.offload;
+    if (s->info.verdict != PACKET_TCP)
+        return true;
+    struct reader r = reader_over(p.data + s->info.ip_header_len, p.len - s->info.ip_header_len);
+    reader_skip(&r, 4);
+    s->seq = reader_u32(&r);
+    s->ack = reader_u32(&r);
+    reader_skip(&r, 2);
+    s->window = reader_u16(&r);
+    s->payload = p.data + s->info.ip_header_len + s->info.transport_header_len;
+    s->payload_len = s->info.len - s->info.ip_header_len - s->info.transport_header_len;
+    return true;
+}
+
+static struct segment got;
+
+static void expect_flags(struct fixture *f, uint8_t flags)
+{
+    assert_true(pop(f, &got));
+    assert_int_equal(got.info.verdict, PACKET_TCP);
+    assert_int_equal(got.info.tcp_flags & (FIN | SYN | RST | ACK), flags);
+}
+
+static void expect_silence(struct fixture *f)
+{
+    assert_false(pop(f, &got));
+}
+
+static struct endpoint at(const char *text)
+{
+    struct endpoint e;
+    assert_true(endpoint_parse(text, 0, &e));
+    return e;
+}
+
+static struct peer peer_of(struct fixture *f, bool v6)
+{
+    return (struct peer){
+        .f = f,
+        .src = at(v6 ? "[fd00::2]:40000" : "10.0.0.2:40000"),
+        .dst = at(v6 ? "[2001:db8::1]:80" : "192.0.2.1:80"),
+        .seq = 1000,
+        .window = WINDOW,
+    };
+}
+
+static const uint8_t mss_1460[] = {2, 4, 0x05, 0xb4};
+
+static void send_syn(struct peer *p)
+{
+    send_segment(p, SYN, NULL, 0, mss_1460, sizeof mss_1460);
+}
+
+static void finish_handshake(struct peer *p)
+{
+    expect_flags(p->f, SYN | ACK);
+    assert_int_equal(got.ack, p->seq + 1);
+    p->seq++;
+    p->ack = got.seq + 1;
+    send_segment(p, ACK, NULL, 0, NULL, 0);
+    assert_int_equal(take_events(p->f) & CONN_OPENED, CONN_OPENED);
+}
+
+static struct peer connect_peer(struct fixture *f, bool v6)
+{
+    struct peer p = peer_of(f, v6);
+    send_syn(&p);
+    conn_accept(f->stack, f->last);
+    finish_handshake(&p);
+    return p;
+}
+
+/* --- what is held ------------------------------------------------------------------------------- */
+
+static void test_syn_is_held_until_accepted(void **state)
+{
+    struct fixture f;
+    (void)state;
+    for (int v6 = 0; v6 < 2; v6++) {
+        setup(&f);
+        struct peer p = peer_of(&f, v6);
+        send_syn(&p);
+        send_syn(&p); /* retransmitted */
+        expect_silence(&f);
+        assert_int_equal(f.opened, 1);
+        conn_accept(f.stack, f.last);
+        finish_handshake(&p);
+        drop(&f);
+        expect_flags(&f, RST | ACK);
+        teardown(&f);
+    }
+}
+
+static void test_refused_by_reset(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup(&f);
+    struct peer p = peer_of(&f, false);
+    send_syn(&p);
+    conn_refuse(f.stack, f.last, REFUSE_RESET);
+    free(f.last);
+    expect_flags(&f, RST | ACK);
+    assert_int_equal(got.ack, p.seq + 1);
+    /* Tried again: asked for anew. */
+    send_syn(&p);
+    assert_int_equal(f.opened, 2);
+    drop(&f);
+    teardown(&f);
+}
+
+static void expect_icmp(struct fixture *f, uint8_t type, uint8_t code)
+{
+    struct packet p = {.buffer = got.bytes};
+    assert_true(device_memory_pop(f->device, &p));
+    size_t ip_len = p.data[0] >> 4 == 4 ? 20 : 40;
+    assert_int_equal(p.data[ip_len], type);
+    assert_int_equal(p.data[ip_len + 1], code);
+}
+
+static void test_refused_by_icmp_is_said_again(void **state)
+{
+    static const struct {
+        enum refusal how;
+        uint8_t code4, code6;
+    } table[] = {{REFUSE_NETWORK, 0, 0}, {REFUSE_HOST, 1, 3}, {REFUSE_PROHIBITED, 13, 1}};
+    struct fixture f;
+    (void)state;
+    for (size_t i = 0; i < 2 * sizeof table / sizeof table[0]; i++) {
+        bool v6 = i & 1;
+        uint8_t type = v6 ? 1 : 3;
+        uint8_t code = v6 ? table[i / 2].code6 : table[i / 2].code4;
+        setup(&f);
+        struct peer p = peer_of(&f, v6);
+        send_syn(&p);
+        conn_refuse(f.stack, f.last, table[i / 2].how);
+        free(f.last);
+        expect_icmp(&f, type, code);
+        pass_time(&f, 20);
+        expect_icmp(&f, type, code);
+        pass_time(&f, 200);
+        expect_icmp(&f, type, code);
+        pass_time(&f, 500);
+        expect_silence(&f);
+        send_syn(&p); /* a retransmission is not asked for again */
+        expect_icmp(&f, type, code);
+        assert_int_equal(f.opened, 1);
+        pass_time(&f, 10000);
+        assert_true(stack_next_tick(f.stack) == UINT64_MAX);
+        send_syn(&p);
+        assert_int_equal(f.opened, 2);
+        drop(&f);
+        teardown(&f);
+    }
+}
+
+static void test_held_syn_is_given_up_by_reset(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup(&f);
+    struct peer p = peer_of(&f, false);
+    send_syn(&p);
+    p.seq++;
+    send_segment(&p, RST, NULL, 0, NULL, 0);
+    assert_int_equal(take_events(&f), CONN_RESET);
+    conn_accept(f.stack, f.last); /* the proxy's answer comes too late */
+    drop(&f);
+    expect_silence(&f);
+    teardown(&f);
+}
+
+static void test_open_that_fails_is_reset(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup(&f);
+    f.refuse_at_once = true;
+    struct peer p = peer_of(&f, false);
+    send_syn(&p);
+    expect_flags(&f, RST | ACK);
+    teardown(&f);
+}
+
+static void test_stray_segment_is_reset(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup(&f);
+    struct peer p = peer_of(&f, true);
+    p.ack = 77;
+    send_segment(&p, ACK, "x", 1, NULL, 0);
+    expect_flags(&f, RST);
+    assert_int_equal(got.seq, 77);
+    send_segment(&p, RST | ACK, NULL, 0, NULL, 0);
+    expect_silence(&f);
+    teardown(&f);
+}
+
+/* --- bytes ---------------------------------------------------------------------------------------- */
+
+static void test_upload_is_acknowledged_when_taken(void **state)
+{
+    struct fixture f;
+    static uint8_t data[1460];
+    (void)state;
+    setup(&f);
+    struct peer p = connect_peer(&f, false);
+    for (int i = 0; i < 3; i++) {
+        memset(data, 'a' + i, sizeof data);
+        send_segment(&p, ACK | PSH, data, sizeof data, NULL, 0);
+        p.seq += sizeof data;
+    }
+    expect_silence(&f);
+    assert_true(take_events(&f) & CONN_DATA);
+    struct iovec iov[8];
+    int n = conn_peek(f.last, iov, 8);
+    assert_int_equal(n, 3);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(iov[i].iov_len, sizeof data);
+        assert_int_equal(((uint8_t *)iov[i].iov_base)[0], 'a' + i);
+    }
+    conn_consume(f.stack, f.last, 1000); /* a partial one */
+    assert_int_equal(conn_peek(f.last, iov, 8), 3);
+    assert_int_equal(iov[0].iov_len, 460);
+    conn_consume(f.stack, f.last, 3380);
+    expect_flags(&f, ACK);
+    assert_int_equal(got.ack, p.seq);
+    assert_int_equal(conn_peek(f.last, iov, 8), 0);
+    drop(&f);
+    teardown(&f);
+}
+
+static void test_lone_segment_waits_for_a_ride(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup(&f);
+    struct peer p = connect_peer(&f, false);
+    send_segment(&p, ACK | PSH, "ping", 4, NULL, 0);
+    p.seq += 4;
+    conn_consume(f.stack, f.last, 4);
+    expect_silence(&f);
+    pass_time(&f, 110);
+    expect_flags(&f, ACK);
+    assert_int_equal(got.ack, p.seq);
+    drop(&f);
+    teardown(&f);
+}
+
+struct test_chunk {
+    struct chunk chunk;
+    unsigned released;
+    uint8_t bytes[65000];
+};
+
+static void on_release(struct chunk *c)
+{
+    CONTAINER_OF(c, struct test_chunk, chunk)->released++;
+}
+
+static struct test_chunk *new_chunk(void)
+{
+    struct test_chunk *c = calloc(1, sizeof *c);
+    c->chunk.release = on_release;
+    for (size_t i = 0; i < sizeof c->bytes; i++)
+        c->bytes[i] = (uint8_t)(i * 7 + i / 251);
+    return c;
+}
+
+static void test_download_comes_in_super_packets_with_tso(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup_with(&f, (struct device_caps){.csum = true, .tso = true});
+    struct peer p = connect_peer(&f, false);
+    struct test_chunk *c = new_chunk();
+    size_t room = conn_room(f.last);
+    assert_true(room >= 20000); /* the peer's window of 64,000 */
+    assert_int_equal(conn_send(f.stack, f.last, &c->chunk, c->bytes, 20000), 0);
+    conn_flush(f.stack, f.last);
+    assert_true(pop(&f, &got));
+    assert_int_equal(got.payload_len, 20000);
+    assert_int_equal(got.offload.gso, PACKET_GSO_TCP4);
+    assert_int_equal(got.offload.gso_size, 1460);
+    assert_memory_equal(got.payload, c->bytes, 20000);
+    assert_int_equal(c->released, 0);
+    p.ack += 20000;
+    send_segment(&p, ACK, NULL, 0, NULL, 0);
+    assert_int_equal(c->released, 1);
+    assert_true(take_events(&f) & CONN_ROOM);
+    free(c);
+    drop(&f);
+    teardown(&f);
+}
+
+static void test_download_is_cut_to_the_mss_without_tso(void **state)
+{
+    struct fixture f;
+    (void)state;
+    for (int v6 = 0; v6 < 2; v6++) {
+        setup(&f);
+        struct peer p = connect_peer(&f, v6);
+        struct test_chunk *c = new_chunk();
+        assert_int_equal(conn_send(f.stack, f.last, &c->chunk, c->bytes, 10000), 0);
+        conn_flush(f.stack, f.last);
+        size_t total = 0;
+        while (pop(&f, &got)) {
+            assert_int_equal(got.info.verdict, PACKET_TCP); /* its checksum is right */
+            assert_int_equal(got.seq, p.ack + total);
+            assert_true(got.info.len <= MTU);
+            assert_memory_equal(got.payload, c->bytes + total, got.payload_len);
+            total += got.payload_len;
+        }
+        assert_int_equal(total, 10000);
+        drop(&f);
+        assert_int_equal(c->released, 1);
+        free(c);
+        teardown(&f);
+    }
+}
+
+static void test_lost_segment_is_sent_again(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup_with(&f, (struct device_caps){.csum = true, .tso = true});
+    struct peer p = connect_peer(&f, false);
+    struct test_chunk *c = new_chunk();
+    conn_send(f.stack, f.last, &c->chunk, c->bytes, 5000);
+    conn_flush(f.stack, f.last);
+    assert_true(pop(&f, &got)); /* and let it be lost */
+    uint64_t sent = f.now;
+    while (!pop(&f, &got) && f.now < sent + 5000)
+        pass_time(&f, 10);
+    assert_true(f.now - sent < 1500);
+    assert_int_equal(got.payload_len, 5000);
+    p.ack += 5000;
+    send_segment(&p, ACK, NULL, 0, NULL, 0);
+    assert_int_equal(c->released, 1);
+    free(c);
+    drop(&f);
+    teardown(&f);
+}
+
+static void test_closed_window_is_probed_and_opens(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup_with(&f, (struct device_caps){.csum = true, .tso = true});
+    struct peer p = connect_peer(&f, false);
+    struct test_chunk *c = new_chunk();
+    conn_send(f.stack, f.last, &c->chunk, c->bytes, 100);
+    conn_flush(f.stack, f.last);
+    assert_true(pop(&f, &got));
+    p.ack += 100;
+    p.window = 0;
+    send_segment(&p, ACK, NULL, 0, NULL, 0);
+    size_t room = conn_room(f.last);
+    assert_true(room > 0 && room <= 1460);
+    conn_send(f.stack, f.last, &c->chunk, c->bytes + 100, room);
+    conn_flush(f.stack, f.last);
+    expect_silence(&f);
+    assert_int_equal(conn_room(f.last), 0); /* a stalled reader costs one segment */
+    pass_time(&f, 3000);
+    assert_true(pop(&f, &got)); /* the probe */
+    assert_true(got.payload_len <= 1);
+    while (pop(&f, &got))
+        continue;
+    p.window = 30000;
+    send_segment(&p, ACK, NULL, 0, NULL, 0);
+    assert_true(pop(&f, &got));
+    assert_int_equal(got.payload_len, room);
+    drop(&f);
+    free(c);
+    teardown(&f);
+}
+
+/* --- ends ------------------------------------------------------------------------------------------ */
+
+static void test_half_close_of_the_application(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup(&f);
+    struct peer p = connect_peer(&f, false);
+    send_segment(&p, ACK | FIN, "bye", 3, NULL, 0);
+    p.seq += 4;
+    unsigned events = take_events(&f);
+    assert_true((events & CONN_DATA) && (events & CONN_FIN));
+    conn_consume(f.stack, f.last, 3);
+    pass_time(&f, 110);
+    expect_flags(&f, ACK);
+    assert_int_equal(got.ack, p.seq);
+    pass_time(&f, 3600 * 1000); /* no limit of its own */
+    assert_int_equal(take_events(&f), 0);
+    struct test_chunk *c = new_chunk();
+    conn_send(f.stack, f.last, &c->chunk, c->bytes, 100);
+    conn_flush(f.stack, f.last);
+    expect_flags(&f, ACK);
+    assert_int_equal(got.payload_len, 100);
+    p.ack += 100;
+    conn_shutdown(f.stack, f.last);
+    expect_flags(&f, ACK | FIN);
+    p.ack++;
+    send_segment(&p, ACK, NULL, 0, NULL, 0);
+    assert_true(take_events(&f) & CONN_CLOSED);
+    assert_true(conn_is_over(f.last));
+    drop(&f);
+    free(c);
+    expect_silence(&f);
+    teardown(&f);
+}
+
+static void close_by_us_first(struct fixture *f, struct peer *p)
+{
+    conn_shutdown(f->stack, f->last);
+    expect_flags(f, ACK | FIN);
+    p->ack++;
+    send_segment(p, ACK, NULL, 0, NULL, 0);
+    pass_time(f, 3600 * 1000); /* a half-closed connection may last */
+    assert_int_equal(take_events(f) & (CONN_RESET | CONN_CLOSED), 0);
+    send_segment(p, ACK | PSH, "late", 4, NULL, 0);
+    p->seq += 4;
+    assert_true(take_events(f) & CONN_DATA);
+    send_segment(p, ACK | FIN, NULL, 0, NULL, 0);
+    p->seq++;
+    unsigned events = take_events(f);
+    assert_true((events & CONN_FIN) && (events & CONN_CLOSED));
+    struct iovec iov;
+    assert_int_equal(conn_peek(f->last, &iov, 1), 1); /* what came before the end can be read */
+    assert_int_equal(iov.iov_len, 4);
+    while (pop(f, &got))
+        continue;
+    drop(f);
+}
+
+static void test_time_wait_answers_and_makes_way(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup(&f);
+    struct peer p = connect_peer(&f, false);
+    close_by_us_first(&f, &p);
+    /* The FIN again: acknowledged again. */
+    p.seq--;
+    send_segment(&p, ACK | FIN, NULL, 0, NULL, 0);
+    p.seq++;
+    expect_flags(&f, ACK);
+    assert_int_equal(got.ack, p.seq);
+    /* An old SYN: challenged. A new one: a new connection. */
+    p.seq -= 500;
+    send_syn(&p);
+    expect_flags(&f, ACK);
+    assert_int_equal(f.opened, 1);
+    p.seq += 500 + 1;
+    send_syn(&p);
+    assert_int_equal(f.opened, 2);
+    conn_accept(f.stack, f.last);
+    finish_handshake(&p);
+    drop(&f);
+    pass_time(&f, 70000);
+    assert_true(stack_next_tick(f.stack) == UINT64_MAX);
+    teardown(&f);
+}
+
+static void test_reset_ends_it(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup(&f);
+    struct peer p = connect_peer(&f, true);
+    send_segment(&p, ACK | PSH, "x", 1, NULL, 0);
+    p.seq++;
+    send_segment(&p, RST | ACK, NULL, 0, NULL, 0);
+    assert_true(take_events(&f) & CONN_RESET);
+    drop(&f);
+    expect_silence(&f);
+    teardown(&f);
+}
+
+static void test_idle_stack_wants_no_time(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup(&f);
+    assert_true(stack_next_tick(f.stack) == UINT64_MAX);
+    struct peer p = connect_peer(&f, false);
+    pass_time(&f, 500);
+    assert_true(stack_next_tick(f.stack) == UINT64_MAX); /* idle connections want none either */
+    (void)p;
+    drop(&f);
+    teardown(&f);
+}
+
+/* --- other packets ---------------------------------------------------------------------------------- */
+
+static void test_datagram_comes_and_goes(void **state)
+{
+    struct fixture f;
+    static uint8_t out[200];
+    (void)state;
+    for (int v6 = 0; v6 < 2; v6++) {
+        setup(&f);
+        struct peer p = peer_of(&f, v6);
+        size_t ip_len = write_ip(out, sizeof out, &p.src, &p.dst, IPPROTO_UDP, 8 + 5);
+        struct writer w = writer_over(out + ip_len, 13);
+        writer_u16(&w, p.src.port);
+        writer_u16(&w, p.dst.port);
+        writer_u16(&w, 13);
+        writer_u16(&w, 0);
+        writer_bytes(&w, "hello", 5);
+        put_sum(out + ip_len, 13, 6, &p.src, &p.dst, IPPROTO_UDP);
+        device_memory_push(f.device, out, ip_len + 13, NULL);
+        receive(&f);
+        assert_int_equal(f.datagrams, 1);
+        assert_true(endpoint_equal(&f.from, &p.src) && endpoint_equal(&f.to, &p.dst));
+        assert_memory_equal(f.payload, "hello", 5);
+        assert_int_equal(stack_send_datagram(f.stack, &p.dst, &p.src, "world", 5, 0), 0);
+        assert_true(pop(&f, &got));
+        assert_int_equal(got.info.verdict, PACKET_UDP);
+        assert_true(endpoint_equal(&got.info.src, &p.dst));
+        stack_send_unreachable(f.stack, &p.src, &p.dst, "hello", 5, UNREACHABLE_PORT);
+        expect_icmp(&f, v6 ? 1 : 3, v6 ? 4 : 3);
+        teardown(&f);
+    }
+}
+
+/* A datagram in fragments, out of order, makes the round through lwIP's reassembly. */
+static void test_fragments_are_put_together(void **state)
+{
+    struct fixture sender, f;
+    static uint8_t payload[9000];
+    static struct packet pieces[16];
+    (void)state;
+    for (size_t i = 0; i < sizeof payload; i++)
+        payload[i] = (uint8_t)(i * 31 + i / 257);
+    for (int v6 = 0; v6 < 2; v6++) {
+        setup(&sender);
+        struct peer p = peer_of(&sender, v6);
+        stack_send_datagram(sender.stack, &p.src, &p.dst, payload, sizeof payload, 0);
+        int n = 0;
+        for (; n < 16; n++) {
+            pieces[n].buffer = malloc(PACKET_BUFFER_SIZE);
+            if (!device_memory_pop(sender.device, &pieces[n]))
+                break;
+        }
+        free(pieces[n].buffer);
+        assert_true(n >= 6 && n < 16);
+        teardown(&sender);
+        setup(&f);
+        for (int i = n - 1; i >= 0; i--) {
+            device_memory_push(f.device, pieces[i].data, pieces[i].len, NULL);
+            free(pieces[i].buffer);
+        }
+        receive(&f);
+        assert_int_equal(f.datagrams, 1);
+        assert_int_equal(f.payload_len, sizeof payload);
+        assert_memory_equal(f.payload, payload, sizeof payload);
+        assert_true(endpoint_equal(&f.from, &p.src) && endpoint_equal(&f.to, &p.dst));
+        pass_time(&f, 120000);
+        assert_true(stack_next_tick(f.stack) == UINT64_MAX);
+        teardown(&f);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_syn_is_held_until_accepted),
+        cmocka_unit_test(test_refused_by_reset),
+        cmocka_unit_test(test_refused_by_icmp_is_said_again),
+        cmocka_unit_test(test_held_syn_is_given_up_by_reset),
+        cmocka_unit_test(test_open_that_fails_is_reset),
+        cmocka_unit_test(test_stray_segment_is_reset),
+        cmocka_unit_test(test_upload_is_acknowledged_when_taken),
+        cmocka_unit_test(test_lone_segment_waits_for_a_ride),
+        cmocka_unit_test(test_download_comes_in_super_packets_with_tso),
+        cmocka_unit_test(test_download_is_cut_to_the_mss_without_tso),
+        cmocka_unit_test(test_lost_segment_is_sent_again),
+        cmocka_unit_test(test_closed_window_is_probed_and_opens),
+        cmocka_unit_test(test_half_close_of_the_application),
+        cmocka_unit_test(test_time_wait_answers_and_makes_way),
+        cmocka_unit_test(test_reset_ends_it),
+        cmocka_unit_test(test_idle_stack_wants_no_time),
+        cmocka_unit_test(test_datagram_comes_and_goes),
+        cmocka_unit_test(test_fragments_are_put_together),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
