@@ -53,8 +53,8 @@ void dns_cache_free(struct dns_cache *c)
 {
     if (!c)
         return;
-    LIST_EACH(it, &c->by_use)
-    drop(c, CONTAINER_OF(it, struct entry, by_use));
+    LIST_EACH (it, &c->by_use)
+        drop(c, CONTAINER_OF(it, struct entry, by_use));
     map_free(&c->by_key);
     free(c);
 }

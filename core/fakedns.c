@@ -115,19 +115,11 @@ static struct addr address_of(const struct fakedns *f, enum fakedns_family famil
     return address_in(range, index - range->first_slot);
 }
 
-static bool is_own(const struct fakedns *f, const struct addr *a)
-{
-    for (size_t i = 0; i < f->own_count; i++)
-        if (addr_equal(&f->own[i], a))
-            return true;
-    return false;
-}
-
 /* May this slot's address be handed out? */
 static bool usable(const struct fakedns *f, enum fakedns_family family, uint32_t index)
 {
     struct addr a = address_of(f, family, index);
-    if (is_own(f, &a))
+    if (fakedns_is_own(f, &a))
         return false;
     /* In a range that overlaps another one, an address belongs to one slot only. */
     enum fakedns_family slot_family;
@@ -325,9 +317,17 @@ bool fakedns_has(const struct fakedns *f, enum fakedns_family family)
     return f->pools[family] != NULL;
 }
 
-bool fakedns_covers(const struct fakedns *f, const struct addr *a)
+bool fakedns_in_range(const struct fakedns *f, const struct addr *a)
 {
-    return range_of(f, a) && !is_own(f, a);
+    return range_of(f, a) != NULL;
+}
+
+bool fakedns_is_own(const struct fakedns *f, const struct addr *a)
+{
+    for (size_t i = 0; i < f->own_count; i++)
+        if (addr_equal(&f->own[i], a))
+            return true;
+    return false;
 }
 
 bool fakedns_assign(struct fakedns *f, const char *name, enum fakedns_family family,

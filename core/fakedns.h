@@ -27,8 +27,9 @@ void fakedns_free(struct fakedns *f);
 
 /* Is there any range of this family? */
 bool fakedns_has(const struct fakedns *f, enum fakedns_family family);
-/* Is `a` in a fake range, and none of our own addresses? */
-bool fakedns_covers(const struct fakedns *f, const struct addr *a);
+/* Is `a` in a fake range? Handed out or not, and be it one of our own addresses. */
+bool fakedns_in_range(const struct fakedns *f, const struct addr *a);
+bool fakedns_is_own(const struct fakedns *f, const struct addr *a);
 
 /*
  * The address of `name` (text in lower case, 1 to DNS_TEXT_MAX bytes), handed out where it has

@@ -87,7 +87,7 @@ static void test_families_without_a_range(void **state)
     assert_non_null(f);
     assert_false(fakedns_has(f, FAKEDNS_V4));
     a = address("198.18.0.1");
-    assert_false(fakedns_covers(f, &a));
+    assert_false(fakedns_in_range(f, &a));
     fakedns_free(f);
 }
 
@@ -111,8 +111,9 @@ static void test_network_broadcast_and_own_are_never_handed_out(void **state)
     assert_memory_equal(seen6, expected6, sizeof(seen6));
 
     struct addr own = address("192.0.2.9"), network = address("192.0.2.8");
-    assert_false(fakedns_covers(f, &own));
-    assert_true(fakedns_covers(f, &network)); /* in the range: to be refused, not relayed */
+    assert_true(fakedns_is_own(f, &own));
+    assert_false(fakedns_is_own(f, &network));
+    assert_true(fakedns_in_range(f, &network)); /* to be refused, not relayed */
     assert_false(fakedns_name(f, &network, (char[DNS_TEXT_SIZE]){0}));
     fakedns_free(f);
 }
@@ -230,10 +231,10 @@ static void test_memory_is_bounded_and_survives_a_flood(void **state)
     assert_name(f, &first, "first");
     /* An address that no slot stands for is in the range all the same. */
     struct addr far = address("10.200.0.1");
-    assert_true(fakedns_covers(f, &far));
+    assert_true(fakedns_in_range(f, &far));
     assert_false(fakedns_name(f, &far, name));
     far = address("fd00:0:0:0:1::1");
-    assert_true(fakedns_covers(f, &far));
+    assert_true(fakedns_in_range(f, &far));
     assert_false(fakedns_name(f, &far, name));
     fakedns_free(f);
 }
