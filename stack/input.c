@@ -60,7 +60,7 @@ static u8_t on_reassembled(void *arg, struct raw_pcb *pcb, struct pbuf *p, const
     struct stack *s = stack_instance(); /* these control blocks outlive a stack */
     (void)arg, (void)pcb, (void)from;
     struct rx_buffer *b = rx_buffer_get(s);
-    if (b != NULL && p->tot_len >= 40) {
+    if (b != NULL && p->tot_len >= 28) {
         b->next_free = s->reassembled;
         s->reassembled = b;
         struct packet whole = {

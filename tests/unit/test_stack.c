@@ -2,7 +2,6 @@
  * The stack over the device in memory: every packet that the application's kernel would send is
  * made here, every answer looked at, and time passes only when a test says so.
  */
-#include <netinet/in.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -10,11 +9,8 @@
 
 #include <cmocka.h>
 
-#include "core/base/cursor.h"
 #include "stack/stack.h"
-
-enum { FIN = 1, SYN = 2, RST = 4, PSH = 8, ACK = 16 };
-enum { MTU = 1500, WINDOW = 64000 };
+#include "tests/support/peer.h"
 
 struct fixture {
     struct device *device;
@@ -29,24 +25,7 @@ struct fixture {
     struct endpoint from, to;
 };
 
-/* A segment as it came out of the device. */
-struct segment {
-    struct packet_info info;
-    uint32_t seq, ack;
-    uint16_t window;
-    size_t payload_len;
-    const uint8_t *payload;
-    struct offload offload;
-    uint8_t bytes[PACKET_BUFFER_SIZE];
-};
-
-/* The application's side of one connection. */
-struct peer {
-    struct fixture *f;
-    struct endpoint src, dst;
-    uint32_t seq, ack;
-    uint16_t window;
-};
+static struct fixture *current; /* of the running test */
 
 static struct conn *on_open(void *ctx, const struct endpoint *src, const struct endpoint *dst)
 {
@@ -92,7 +71,8 @@ static void setup_with(struct fixture *f, struct device_caps caps)
     const struct stack_config config = {.icmp_reply = true, .now_ms = 1000};
     memset(f, 0, sizeof *f);
     f->now = 1000;
-    f->device = device_memory_new(MTU, caps);
+    current = f;
+    f->device = device_memory_new(PEER_MTU, caps);
     f->stack = stack_new(f->device, &config, &ops, f);
     assert_non_null(f->stack);
 }
@@ -141,81 +121,18 @@ static void receive(struct fixture *f)
 
 /* --- packets in and out ------------------------------------------------------------------------- */
 
-static size_t write_ip(uint8_t *out, size_t cap, const struct endpoint *src,
-                       const struct endpoint *dst, uint8_t protocol, size_t len)
-{
-    struct writer w = writer_over(out, cap);
-    if (!addr_is_v4(&src->addr)) {
-        writer_u32(&w, 0x60000000);
-        writer_u16(&w, (uint16_t)len);
-        writer_u8(&w, protocol);
-        writer_u8(&w, 64);
-        writer_bytes(&w, src->addr.bytes, 16);
-        writer_bytes(&w, dst->addr.bytes, 16);
-        return writer_used(&w);
-    }
-    writer_u16(&w, 0x4500);
-    writer_u16(&w, (uint16_t)(20 + len));
-    writer_u32(&w, 0);
-    writer_u8(&w, 64);
-    writer_u8(&w, protocol);
-    writer_u16(&w, 0);
-    writer_bytes(&w, addr_v4_bytes(&src->addr), 4);
-    writer_bytes(&w, addr_v4_bytes(&dst->addr), 4);
-    uint16_t sum = (uint16_t)~packet_sum_fold(packet_sum(out, 20, 0));
-    out[10] = (uint8_t)(sum >> 8);
-    out[11] = (uint8_t)sum;
-    return 20;
-}
-
-static void put_sum(uint8_t *transport, size_t len, size_t at, const struct endpoint *src,
-                    const struct endpoint *dst, uint8_t protocol)
-{
-    uint64_t sum = packet_pseudo_sum(&src->addr, &dst->addr, protocol, len);
-    uint16_t folded = (uint16_t)~packet_sum_fold(packet_sum(transport, len, sum));
-    transport[at] = (uint8_t)(folded >> 8);
-    transport[at + 1] = (uint8_t)folded;
-}
-
 static void send_segment(struct peer *p, uint8_t flags, const void *payload, size_t len,
                          const void *options, size_t options_len)
 {
     static uint8_t out[66000];
-    size_t tcp_len = 20 + options_len + len;
-    size_t ip_len = write_ip(out, sizeof out, &p->src, &p->dst, IPPROTO_TCP, tcp_len);
-    struct writer w = writer_over(out + ip_len, sizeof out - ip_len);
-    writer_u16(&w, p->src.port);
-    writer_u16(&w, p->dst.port);
-    writer_u32(&w, p->seq);
-    writer_u32(&w, p->ack);
-    writer_u16(&w, (uint16_t)((5 + options_len / 4) << 12 | flags));
-    writer_u16(&w, p->window);
-    writer_u32(&w, 0);
-    writer_bytes(&w, options, options_len);
-    writer_bytes(&w, payload, len);
-    put_sum(out + ip_len, tcp_len, 16, &p->src, &p->dst, IPPROTO_TCP);
-    assert_true(device_memory_push(p->f->device, out, ip_len + tcp_len, NULL));
-    receive(p->f);
+    size_t n = peer_write_segment(p, out, flags, payload, len, options, options_len);
+    assert_true(device_memory_push(current->device, out, n, NULL));
+    receive(current);
 }
 
 static bool pop(struct fixture *f, struct segment *s)
 {
-    struct packet p = {.buffer = s->bytes};
-    if (!device_memory_pop(f->device, &p))
-        return false;
-    packet_parse(&p, &s->info);
-    s->offload = p.offload;
-    if (s->info.verdict != PACKET_TCP)
-        return true;
-    struct reader r = reader_over(p.data + s->info.ip_header_len, p.len - s->info.ip_header_len);
-    reader_skip(&r, 4);
-    s->seq = reader_u32(&r);
-    s->ack = reader_u32(&r);
-    reader_skip(&r, 2);
-    s->window = reader_u16(&r);
-    s->payload = p.data + s->info.ip_header_len + s->info.transport_header_len;
-    s->payload_len = s->info.len - s->info.ip_header_len - s->info.transport_header_len;
-    return true;
+    return peer_pop(f->device, s);
 }
 
 static struct segment got;
@@ -239,37 +156,34 @@ static struct endpoint at(const char *text)
     return e;
 }
 
-static struct peer peer_of(struct fixture *f, bool v6)
+static struct peer peer_of(bool v6)
 {
     return (struct peer){
-        .f = f,
         .src = at(v6 ? "[fd00::2]:40000" : "10.0.0.2:40000"),
         .dst = at(v6 ? "[2001:db8::1]:80" : "192.0.2.1:80"),
         .seq = 1000,
-        .window = WINDOW,
+        .window = PEER_WINDOW,
     };
 }
 
-static const uint8_t mss_1460[] = {2, 4, 0x05, 0xb4};
-
 static void send_syn(struct peer *p)
 {
-    send_segment(p, SYN, NULL, 0, mss_1460, sizeof mss_1460);
+    send_segment(p, SYN, NULL, 0, peer_mss_1460, sizeof peer_mss_1460);
 }
 
 static void finish_handshake(struct peer *p)
 {
-    expect_flags(p->f, SYN | ACK);
+    expect_flags(current, SYN | ACK);
     assert_int_equal(got.ack, p->seq + 1);
     p->seq++;
     p->ack = got.seq + 1;
     send_segment(p, ACK, NULL, 0, NULL, 0);
-    assert_int_equal(take_events(p->f) & CONN_OPENED, CONN_OPENED);
+    assert_int_equal(take_events(current) & CONN_OPENED, CONN_OPENED);
 }
 
 static struct peer connect_peer(struct fixture *f, bool v6)
 {
-    struct peer p = peer_of(f, v6);
+    struct peer p = peer_of(v6);
     send_syn(&p);
     conn_accept(f->stack, f->last);
     finish_handshake(&p);
@@ -284,7 +198,7 @@ static void test_syn_is_held_until_accepted(void **state)
     (void)state;
     for (int v6 = 0; v6 < 2; v6++) {
         setup(&f);
-        struct peer p = peer_of(&f, v6);
+        struct peer p = peer_of(v6);
         send_syn(&p);
         send_syn(&p); /* retransmitted */
         expect_silence(&f);
@@ -302,7 +216,7 @@ static void test_refused_by_reset(void **state)
     struct fixture f;
     (void)state;
     setup(&f);
-    struct peer p = peer_of(&f, false);
+    struct peer p = peer_of(false);
     send_syn(&p);
     conn_refuse(f.stack, f.last, REFUSE_RESET);
     free(f.last);
@@ -337,7 +251,7 @@ static void test_refused_by_icmp_is_said_again(void **state)
         uint8_t type = v6 ? 1 : 3;
         uint8_t code = v6 ? table[i / 2].code6 : table[i / 2].code4;
         setup(&f);
-        struct peer p = peer_of(&f, v6);
+        struct peer p = peer_of(v6);
         send_syn(&p);
         conn_refuse(f.stack, f.last, table[i / 2].how);
         free(f.last);
@@ -365,7 +279,7 @@ static void test_held_syn_is_given_up_by_reset(void **state)
     struct fixture f;
     (void)state;
     setup(&f);
-    struct peer p = peer_of(&f, false);
+    struct peer p = peer_of(false);
     send_syn(&p);
     p.seq++;
     send_segment(&p, RST, NULL, 0, NULL, 0);
@@ -382,7 +296,7 @@ static void test_open_that_fails_is_reset(void **state)
     (void)state;
     setup(&f);
     f.refuse_at_once = true;
-    struct peer p = peer_of(&f, false);
+    struct peer p = peer_of(false);
     send_syn(&p);
     expect_flags(&f, RST | ACK);
     teardown(&f);
@@ -393,7 +307,7 @@ static void test_stray_segment_is_reset(void **state)
     struct fixture f;
     (void)state;
     setup(&f);
-    struct peer p = peer_of(&f, true);
+    struct peer p = peer_of(true);
     p.ack = 77;
     send_segment(&p, ACK, "x", 1, NULL, 0);
     expect_flags(&f, RST);
@@ -514,7 +428,7 @@ static void test_download_is_cut_to_the_mss_without_tso(void **state)
         while (pop(&f, &got)) {
             assert_int_equal(got.info.verdict, PACKET_TCP); /* its checksum is right */
             assert_int_equal(got.seq, p.ack + total);
-            assert_true(got.info.len <= MTU);
+            assert_true(got.info.len <= PEER_MTU);
             assert_memory_equal(got.payload, c->bytes + total, got.payload_len);
             total += got.payload_len;
         }
@@ -708,16 +622,9 @@ static void test_datagram_comes_and_goes(void **state)
     (void)state;
     for (int v6 = 0; v6 < 2; v6++) {
         setup(&f);
-        struct peer p = peer_of(&f, v6);
-        size_t ip_len = write_ip(out, sizeof out, &p.src, &p.dst, IPPROTO_UDP, 8 + 5);
-        struct writer w = writer_over(out + ip_len, 13);
-        writer_u16(&w, p.src.port);
-        writer_u16(&w, p.dst.port);
-        writer_u16(&w, 13);
-        writer_u16(&w, 0);
-        writer_bytes(&w, "hello", 5);
-        put_sum(out + ip_len, 13, 6, &p.src, &p.dst, IPPROTO_UDP);
-        device_memory_push(f.device, out, ip_len + 13, NULL);
+        struct peer p = peer_of(v6);
+        size_t n = peer_write_datagram(out, &p.src, &p.dst, "hello", 5);
+        device_memory_push(f.device, out, n, NULL);
         receive(&f);
         assert_int_equal(f.datagrams, 1);
         assert_true(endpoint_equal(&f.from, &p.src) && endpoint_equal(&f.to, &p.dst));
@@ -743,7 +650,7 @@ static void test_fragments_are_put_together(void **state)
         payload[i] = (uint8_t)(i * 31 + i / 257);
     for (int v6 = 0; v6 < 2; v6++) {
         setup(&sender);
-        struct peer p = peer_of(&sender, v6);
+        struct peer p = peer_of(v6);
         stack_send_datagram(sender.stack, &p.src, &p.dst, payload, sizeof payload, 0);
         int n = 0;
         for (; n < 16; n++) {

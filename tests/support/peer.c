@@ -1,0 +1,97 @@
+#include "tests/support/peer.h"
+
+#include <netinet/in.h>
+#include <string.h>
+
+#include "core/base/cursor.h"
+
+const uint8_t peer_mss_1460[4] = {2, 4, 0x05, 0xb4};
+
+size_t peer_write_ip(uint8_t *out, const struct endpoint *src, const struct endpoint *dst,
+                     uint8_t protocol, size_t len)
+{
+    struct writer w = writer_over(out, 40);
+    if (!addr_is_v4(&src->addr)) {
+        writer_u32(&w, 0x60000000);
+        writer_u16(&w, (uint16_t)len);
+        writer_u8(&w, protocol);
+        writer_u8(&w, 64);
+        writer_bytes(&w, src->addr.bytes, 16);
+        writer_bytes(&w, dst->addr.bytes, 16);
+        return writer_used(&w);
+    }
+    writer_u16(&w, 0x4500);
+    writer_u16(&w, (uint16_t)(20 + len));
+    writer_u32(&w, 0);
+    writer_u8(&w, 64);
+    writer_u8(&w, protocol);
+    writer_u16(&w, 0);
+    writer_bytes(&w, addr_v4_bytes(&src->addr), 4);
+    writer_bytes(&w, addr_v4_bytes(&dst->addr), 4);
+    uint16_t sum = (uint16_t)~packet_sum_fold(packet_sum(out, 20, 0));
+    out[10] = (uint8_t)(sum >> 8);
+    out[11] = (uint8_t)sum;
+    return 20;
+}
+
+static void put_sum(uint8_t *transport, size_t len, size_t at, const struct endpoint *src,
+                    const struct endpoint *dst, uint8_t protocol)
+{
+    uint64_t sum = packet_pseudo_sum(&src->addr, &dst->addr, protocol, len);
+    uint16_t folded = (uint16_t)~packet_sum_fold(packet_sum(transport, len, sum));
+    transport[at] = (uint8_t)(folded >> 8);
+    transport[at + 1] = (uint8_t)folded;
+}
+
+size_t peer_write_segment(const struct peer *p, uint8_t *out, uint8_t flags, const void *payload,
+                          size_t len, const void *options, size_t options_len)
+{
+    size_t tcp_len = 20 + options_len + len;
+    size_t ip_len = peer_write_ip(out, &p->src, &p->dst, IPPROTO_TCP, tcp_len);
+    struct writer w = writer_over(out + ip_len, tcp_len);
+    writer_u16(&w, p->src.port);
+    writer_u16(&w, p->dst.port);
+    writer_u32(&w, p->seq);
+    writer_u32(&w, p->ack);
+    writer_u16(&w, (uint16_t)((5 + options_len / 4) << 12 | flags));
+    writer_u16(&w, p->window);
+    writer_u32(&w, 0);
+    writer_bytes(&w, options, options_len);
+    writer_bytes(&w, payload, len);
+    put_sum(out + ip_len, tcp_len, 16, &p->src, &p->dst, IPPROTO_TCP);
+    return ip_len + tcp_len;
+}
+
+size_t peer_write_datagram(uint8_t *out, const struct endpoint *src, const struct endpoint *dst,
+                           const void *payload, size_t len)
+{
+    size_t ip_len = peer_write_ip(out, src, dst, IPPROTO_UDP, 8 + len);
+    struct writer w = writer_over(out + ip_len, 8 + len);
+    writer_u16(&w, src->port);
+    writer_u16(&w, dst->port);
+    writer_u16(&w, (uint16_t)(8 + len));
+    writer_u16(&w, 0);
+    writer_bytes(&w, payload, len);
+    put_sum(out + ip_len, 8 + len, 6, src, dst, IPPROTO_UDP);
+    return ip_len + 8 + len;
+}
+
+bool peer_pop(struct device *d, struct segment *s)
+{
+    struct packet p = {.buffer = s->bytes};
+    if (!device_memory_pop(d, &p))
+        return false;
+    packet_parse(&p, &s->info);
+    s->offload = p.offload;
+    if (s->info.verdict != PACKET_TCP)
+        return true;
+    struct reader r = reader_over(p.data + s->info.ip_header_len, p.len - s->info.ip_header_len);
+    reader_skip(&r, 4);
+    s->seq = reader_u32(&r);
+    s->ack = reader_u32(&r);
+    reader_skip(&r, 2);
+    s->window = reader_u16(&r);
+    s->payload = p.data + s->info.ip_header_len + s->info.transport_header_len;
+    s->payload_len = s->info.len - s->info.ip_header_len - s->info.transport_header_len;
+    return true;
+}
