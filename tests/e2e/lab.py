@@ -22,6 +22,7 @@ import pathlib
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -34,7 +35,7 @@ CULVERT = os.path.abspath(os.environ.get("CULVERT", ROOT / "build" / "culvert"))
 DIRECT = os.environ.get("E2E_DIRECT") == "1"
 FINDINGS = re.compile(r"(Address|Leak|UndefinedBehavior)Sanitizer|runtime error:|[Aa]ssertion .*")
 SANITIZER_ENV = {
-    "ASAN_OPTIONS": "detect_leaks=1:exitcode=99:quarantine_size_mb=16:detect_stack_use_after_return=1",
+    "ASAN_OPTIONS": "detect_leaks=1:exitcode=99:quarantine_size_mb=16",
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:exitcode=99",
 }
 NAMES = {
@@ -72,6 +73,7 @@ class Culvert:
             self.process.wait(5)
             raise AssertionError(f"culvert ended instead of getting ready, status "
                                  f"{self.process.returncode}:\n{self.log}")
+        self.idle_sockets = self.sockets()
 
     @property
     def log(self):
@@ -126,6 +128,16 @@ class Culvert:
                 except OSError:
                     pass
         return count
+
+    def settle(self, timeout=10):
+        """Wait until it holds no more sockets than when it got ready: every flow is gone."""
+        deadline = time.monotonic() + timeout
+        while self.sockets() > self.idle_sockets:
+            assert time.monotonic() < deadline, \
+                f"{self.sockets() - self.idle_sockets} sockets more than at the start, " \
+                f"{timeout} s after the last flow ended:\n" \
+                f"{self.space.run('ss', '-tunap').stdout}\n{self.log[-3000:]}"
+            time.sleep(0.05)
 
     def check(self):
         """Fail if the sanitizers found something, or if it is gone though nobody stopped it."""
@@ -188,6 +200,8 @@ class Tunnel(Culvert):
             self.wait_ready()
         except BaseException:
             self.kill()
+            if self._own_app:
+                self.app.close()
             raise
         if route:
             self.route()
@@ -197,6 +211,12 @@ class Tunnel(Culvert):
         """Make the device the way to everywhere."""
         self.app.ip(f"route add default dev {self.device}")
         self.app.ip(f"-6 route add default dev {self.device}")
+
+    def inject(self, packet):
+        """Hand culvert a bare IP packet that no socket of the kernel's would make."""
+        protocol = 0x86DD if packet[0] >> 4 == 6 else 0x0800
+        with self.app.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(bytes(packet), (self.device, protocol))
 
     def stop(self, signo=signal.SIGTERM):
         try:

@@ -186,7 +186,7 @@ def veth(one, one_name, other, other_name, *addresses):
     """Join two namespaces; `addresses` are (address of one, of the other), with prefix length."""
     one.ip(f"link add {one_name} type veth peer name {other_name} netns {other.name}")
     for space, name in ((one, one_name), (other, other_name)):
-        space.ip(f"link set {name} up addrgenmode none")
+        space.ip(f"link set {name} up")
     for first, second in addresses:
         flags = " nodad" if ":" in first else ""
         one.ip(f"addr add {first} dev {one_name}{flags}")

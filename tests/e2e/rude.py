@@ -22,7 +22,8 @@ tame(). With none set it is a correct proxy for CONNECT and UDP ASSOCIATE.
     udp_mangle  function(datagram as sent to the client) -> list of datagrams sent in its place
 
 Steps are "accept", "greeting", "auth" and "request". `requests` lists (command, host, port) as
-asked, `closed` how each client's connection ended: "fin", "reset" or "ours".
+asked, `closed` how each client's connection ended: "fin", "reset" or "ours". A client that
+closes before it has said anything is not counted.
 """
 
 import ctypes
@@ -60,12 +61,9 @@ class Rude:
         self.udp, self.udp_bound = "relay", "exact"
         self.requests, self.closed, self.controls, self.first_reads = [], [], [], []
         self.credentials = []
-        self.upstream_sources = []  # relay sockets' own addresses towards the world
-
-    @property
-    def connections(self):
-        """How many TCP connections were ever accepted."""
-        return len(self._server.peers)
+        self.connections = 0  # TCP connections that said something (start-up checks do not)
+        self.upstream_sources = []  # relay sockets' own ports towards the world
+        self.udp_clients = []  # where associations' datagrams came from
 
     def open_connections(self):
         return self._server.open_connections()
@@ -88,6 +86,9 @@ class Rude:
 
     def _serve(self, client):
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not client.recv(1, socket.MSG_PEEK):
+            return
+        self.connections += 1
         try:
             self._wait("accept", client)
             reader = _Reader(client)
@@ -240,6 +241,8 @@ class Rude:
                 data, peer = relay.recvfrom(65535)
                 if not peer:
                     break
+                if state["client"] is None:
+                    self.udp_clients.append(peer[:2])
                 state["client"] = peer
                 if len(data) < 10 or data[2] != 0:
                     continue

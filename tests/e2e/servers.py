@@ -162,7 +162,8 @@ class DnsServer:
             response.set_rcode(dns.rcode.NXDOMAIN)
         values = [value for record in records or [] for value in _values(record, kind)]
         if values:
-            response.answer.append(dns.rrset.from_text(question.name, self.ttl, "IN", kind, *values))
+            rrset = dns.rrset.from_text(question.name, self.ttl, "IN", kind, *values)
+            response.answer.append(rrset)
         limit = max(query.payload, 512) if transport == "udp" else 65535
         try:
             return response.to_wire(max_size=limit)
