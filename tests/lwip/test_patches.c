@@ -1,0 +1,373 @@
+/*
+ * What third_party/lwip/patches mends: every test fails, mostly by a sanitizer's or an assertion's
+ * abort, without the patch that names it. Packets go in through lwIP's ip4_input() and ip6_input(),
+ * each in memory of exactly its size.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "lwip/init.h"
+#include "lwip/ip4_frag.h"
+#include "lwip/ip6_frag.h"
+#include "lwip/netif.h"
+#include "lwip/priv/tcp_priv.h"
+#include "lwip/raw.h"
+#include "lwip_hooks.h"
+
+enum { ISN = 1000, OUR_PORT = 80, PEER_PORT = 4000, MTU = 1500 };
+enum { UDP = 17 };
+
+static struct netif netif;
+static struct raw_pcb *udp_raw;
+static unsigned delivered;     /* datagrams that udp_raw got */
+static size_t delivered_bytes; /* in the last of them, IP header included */
+static struct tcp_pcb *accepted;
+
+u32_t culvert_tcp_isn(const ip_addr_t *local_ip, u16_t local_port, const ip_addr_t *remote_ip,
+                      u16_t remote_port)
+{
+    (void)local_ip, (void)local_port, (void)remote_ip, (void)remote_port;
+    return ISN;
+}
+
+/* --- packets -------------------------------------------------------------------------------- */
+
+static void put16(uint8_t *at, unsigned value)
+{
+    at[0] = (uint8_t)(value >> 8);
+    at[1] = (uint8_t)value;
+}
+
+static void put32(uint8_t *at, uint32_t value)
+{
+    put16(at, value >> 16);
+    put16(at + 2, value & 0xffff);
+}
+
+static void free_packet(struct pbuf *p)
+{
+    struct pbuf_custom *custom = (struct pbuf_custom *)p;
+
+    free(*(void **)(custom + 1));
+    free(custom);
+}
+
+/* A pbuf over `bytes`, which it owns. */
+static struct pbuf *wrap(uint8_t *bytes, size_t len)
+{
+    struct pbuf_custom *custom = malloc(sizeof(*custom) + sizeof(void *));
+    struct pbuf *p;
+
+    assert_non_null(custom);
+    *(void **)(custom + 1) = bytes;
+    custom->custom_free_function = free_packet;
+    p = pbuf_alloced_custom(PBUF_RAW, (u16_t)len, PBUF_REF, custom, bytes, (u16_t)len);
+    assert_non_null(p);
+    return p;
+}
+
+static uint8_t *new_bytes(size_t len)
+{
+    uint8_t *bytes = calloc(1, len);
+
+    assert_non_null(bytes);
+    return bytes;
+}
+
+static void input(struct pbuf *p)
+{
+    assert_int_equal(netif.input(p, &netif), ERR_OK);
+}
+
+/* An IPv4 packet from 10.0.0.2 to 10.0.0.1 with `payload` bytes still to be filled in after
+ * byte 20. */
+static uint8_t *new_ip4(unsigned protocol, size_t payload)
+{
+    uint8_t *ip = new_bytes(20 + payload);
+
+    ip[0] = 0x45;
+    put16(ip + 2, (unsigned)(20 + payload));
+    ip[8] = 64;
+    ip[9] = (uint8_t)protocol;
+    put32(ip + 12, 0x0a000002);
+    put32(ip + 16, 0x0a000001);
+    return ip;
+}
+
+static void input_ip4_fragment(unsigned id, unsigned offset, size_t len, bool more)
+{
+    uint8_t *ip = new_ip4(UDP, len);
+
+    put16(ip + 4, id);
+    put16(ip + 6, offset / 8 | (more ? 0x2000 : 0));
+    input(wrap(ip, 20 + len));
+}
+
+/* An IPv6 fragment from fd00::2 to fd00::1; its payload starts at byte 48. */
+static uint8_t *new_ip6_fragment(uint32_t id, unsigned offset, size_t len, bool more)
+{
+    uint8_t *ip = new_bytes(48 + len);
+
+    ip[0] = 0x60;
+    put16(ip + 4, (unsigned)(8 + len));
+    ip[6] = 44;
+    ip[7] = 64;
+    ip[8] = ip[24] = 0xfd;
+    ip[23] = 2;
+    ip[39] = 1;
+    ip[40] = UDP;
+    put16(ip + 42, offset | more);
+    put32(ip + 44, id);
+    return ip;
+}
+
+static void input_ip6_fragment(uint32_t id, unsigned offset, size_t len, bool more)
+{
+    input(wrap(new_ip6_fragment(id, offset, len, more), 48 + len));
+}
+
+static void input_segment(uint32_t seq, uint32_t ack, unsigned flags, const uint8_t *options,
+                          size_t options_len)
+{
+    uint8_t *ip = new_ip4(IP_PROTO_TCP, 20 + options_len);
+    uint8_t *tcp = ip + 20;
+
+    put16(tcp, PEER_PORT);
+    put16(tcp + 2, OUR_PORT);
+    put32(tcp + 4, seq);
+    put32(tcp + 8, ack);
+    tcp[12] = (uint8_t)((20 + options_len) / 4 << 4);
+    tcp[13] = (uint8_t)flags;
+    put16(tcp + 14, 65535);
+    if (options_len > 0)
+        memcpy(tcp + 20, options, options_len);
+    input(wrap(ip, 20 + 20 + options_len));
+}
+
+/* --- fixture -------------------------------------------------------------------------------- */
+
+static err_t swallow4(struct netif *n, struct pbuf *p, const ip4_addr_t *to)
+{
+    (void)n, (void)p, (void)to;
+    return ERR_OK;
+}
+
+static err_t swallow6(struct netif *n, struct pbuf *p, const ip6_addr_t *to)
+{
+    (void)n, (void)p, (void)to;
+    return ERR_OK;
+}
+
+static err_t init_netif(struct netif *n)
+{
+    n->output = swallow4;
+    n->output_ip6 = swallow6;
+    n->mtu = MTU;
+    return ERR_OK;
+}
+
+static u8_t on_datagram(void *arg, struct raw_pcb *pcb, struct pbuf *p, const ip_addr_t *from)
+{
+    (void)arg, (void)pcb, (void)from;
+    delivered++;
+    delivered_bytes = p->tot_len;
+    pbuf_free(p);
+    return 1;
+}
+
+static err_t on_accept(void *arg, struct tcp_pcb *pcb, err_t err)
+{
+    (void)arg, (void)err;
+    accepted = pcb;
+    return ERR_OK;
+}
+
+static int start(void **state)
+{
+    const uint8_t address[16] = {0xfd, [15] = 1};
+    ip4_addr_t ip4, mask;
+
+    (void)state;
+    lwip_init();
+    IP4_ADDR(&ip4, 10, 0, 0, 1);
+    IP4_ADDR(&mask, 255, 255, 255, 0);
+    netif_add(&netif, &ip4, &mask, &ip4, NULL, init_netif, ip_input);
+    memcpy(netif.ip6_addr[0].u_addr.ip6.addr, address, sizeof(address));
+    netif.ip6_addr_state[0] = IP6_ADDR_PREFERRED;
+    netif_set_default(&netif);
+    netif_set_up(&netif);
+    netif_set_link_up(&netif);
+    NETIF_SET_CHECKSUM_CTRL(&netif, NETIF_CHECKSUM_DISABLE_ALL);
+    udp_raw = raw_new_ip_type(IPADDR_TYPE_ANY, UDP);
+    raw_recv(udp_raw, on_datagram, NULL);
+    return 0;
+}
+
+static int forget(void **state)
+{
+    (void)state;
+    delivered = 0;
+    delivered_bytes = 0;
+    accepted = NULL;
+    return 0;
+}
+
+/* As long as no fragment can wait: what is left then has leaked, and LeakSanitizer says so. */
+static int let_fragments_expire(void **state)
+{
+    (void)state;
+    for (int second = 0; second <= 61; second++) {
+        ip_reass_tmr();
+        ip6_reass_tmr();
+    }
+    return 0;
+}
+
+static struct tcp_pcb *listen_here(void)
+{
+    struct tcp_pcb *pcb = tcp_new_ip_type(IPADDR_TYPE_ANY);
+
+    assert_int_equal(tcp_bind(pcb, IP_ANY_TYPE, OUR_PORT), ERR_OK);
+    pcb = tcp_listen(pcb);
+    assert_non_null(pcb);
+    tcp_accept(pcb, on_accept);
+    return pcb;
+}
+
+static struct tcp_pcb *handshake(const uint8_t *options, size_t options_len)
+{
+    input_segment(1, 0, TCP_SYN, options, options_len);
+    input_segment(2, ISN + 1, TCP_ACK, NULL, 0);
+    assert_non_null(accepted);
+    return accepted;
+}
+
+/* --- tests ---------------------------------------------------------------------------------- */
+
+/* 01: the byte after the packet was read. */
+static void option_kind_is_last_byte(void **state)
+{
+    static const uint8_t kinds[] = {2 /* MSS */, 3 /* scale */, 4 /* SACK */, 8 /* times */, 99};
+    struct tcp_pcb *listener = listen_here();
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(kinds); i++) {
+        const uint8_t options[] = {1, 1, 1, kinds[i]};
+
+        tcp_abort(handshake(options, sizeof(options)));
+        accepted = NULL;
+    }
+    tcp_close(listener);
+}
+
+/* 02: a segment of an open connection changed the MSS. */
+static void mss_changes_in_syn_only(void **state)
+{
+    static const uint8_t mss_1000[] = {2, 4, 1000 >> 8, 1000 & 0xff};
+    static const uint8_t mss_1[] = {2, 4, 0, 1};
+    struct tcp_pcb *listener = listen_here();
+    struct tcp_pcb *pcb = handshake(mss_1000, sizeof(mss_1000));
+
+    (void)state;
+    assert_int_equal(pcb->mss, 1000);
+    input_segment(2, ISN + 1, TCP_ACK, mss_1, sizeof(mss_1));
+    assert_int_equal(pcb->mss, 1000);
+    tcp_abort(pcb);
+    tcp_close(listener);
+}
+
+/* 03: a datagram without fragments was kept; a null pointer when it timed out. */
+static void ip6_fragment_without_room(void **state)
+{
+    struct pbuf *p = wrap(new_ip6_fragment(1, 0, 8, true), 56);
+
+    (void)state;
+    for (int i = 0; i <= IP_REASS_MAX_PBUFS; i++)
+        pbuf_cat(p, wrap(new_bytes(8), 8));
+    /* The chain is one packet to lwIP, which counts its pbufs. */
+    put16((uint8_t *)p->payload + 4, (unsigned)(p->tot_len - 40));
+    input(p);
+    let_fragments_expire(state);
+    assert_int_equal(delivered, 0);
+}
+
+/* 04: the datagram was delivered with more bytes than its header tells. */
+static void ip6_fragment_past_the_end(void **state)
+{
+    (void)state;
+    input_ip6_fragment(2, 8, 8, false);
+    input_ip6_fragment(2, 16, 8, true);
+    input_ip6_fragment(2, 0, 8, true);
+    assert_int_equal(delivered, 0);
+}
+
+/* Feed a datagram of `size` bytes after the IP header, in fragments of at most 1,400. */
+static void input_ip6_datagram(uint32_t id, size_t size)
+{
+    for (size_t at = 0; at < size; at += 1400) {
+        bool more = size - at > 1400;
+
+        input_ip6_fragment(id, (unsigned)at, more ? 1400 : size - at, more);
+    }
+}
+
+/* 04: pbuf.tot_len wrapped around, and an assertion failed. */
+static void ip6_datagram_too_long(void **state)
+{
+    (void)state;
+    input_ip6_datagram(3, 65535);
+    input_ip6_datagram(4, 65496);
+    assert_int_equal(delivered, 0);
+    input_ip6_datagram(5, 65495);
+    assert_int_equal(delivered, 1);
+    assert_int_equal(delivered_bytes, 65535);
+}
+
+/* 05: the same for IPv4. */
+static void ip4_fragment_past_the_end(void **state)
+{
+    (void)state;
+    input_ip4_fragment(1, 8, 8, false);
+    input_ip4_fragment(1, 16, 8, true);
+    input_ip4_fragment(1, 0, 8, true);
+    assert_int_equal(delivered, 0);
+}
+
+/* What is in order still arrives, in whatever order it comes. */
+static void whole_datagrams_are_delivered(void **state)
+{
+    (void)state;
+    input_ip4_fragment(2, 16, 5, false);
+    input_ip4_fragment(2, 0, 8, true);
+    input_ip4_fragment(2, 8, 8, true);
+    assert_int_equal(delivered, 1);
+    assert_int_equal(delivered_bytes, 20 + 21);
+    input_ip6_fragment(6, 16, 5, false);
+    input_ip6_fragment(6, 8, 8, true);
+    input_ip6_fragment(6, 0, 8, true);
+    assert_int_equal(delivered, 2);
+    assert_int_equal(delivered_bytes, 40 + 21);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(option_kind_is_last_byte, forget),
+        cmocka_unit_test_setup(mss_changes_in_syn_only, forget),
+        cmocka_unit_test_setup_teardown(ip6_fragment_without_room, forget, let_fragments_expire),
+        cmocka_unit_test_setup_teardown(ip6_fragment_past_the_end, forget, let_fragments_expire),
+        cmocka_unit_test_setup_teardown(ip6_datagram_too_long, forget, let_fragments_expire),
+        cmocka_unit_test_setup_teardown(ip4_fragment_past_the_end, forget, let_fragments_expire),
+        cmocka_unit_test_setup_teardown(whole_datagrams_are_delivered, forget,
+                                        let_fragments_expire),
+    };
+
+    return cmocka_run_group_tests(tests, start, NULL);
+}
