@@ -159,7 +159,7 @@ static bool checksum_right(const struct scan *s, size_t len)
  */
 static bool tcp_options_inside(struct reader options)
 {
-    while (reader_left(&options) > 0) {
+    while (!options.bad && reader_left(&options) > 0) {
         uint8_t kind = reader_u8(&options);
         if (kind == 0)
             return true;
@@ -321,7 +321,7 @@ static enum packet_drop scan_fragment(struct scan *s, size_t offset, bool more)
 static bool ipv4_options_acceptable(struct reader options)
 {
     enum { LOOSE_SOURCE_ROUTE = 131, STRICT_SOURCE_ROUTE = 137 };
-    while (reader_left(&options) > 0) {
+    while (!options.bad && reader_left(&options) > 0) {
         uint8_t type = reader_u8(&options);
         if (type == 0)
             return true;
@@ -379,7 +379,7 @@ static enum packet_drop scan_ipv4(struct scan *s)
  */
 static bool ipv6_options_acceptable(struct reader options)
 {
-    while (reader_left(&options) > 0) {
+    while (!options.bad && reader_left(&options) > 0) {
         uint8_t type = reader_u8(&options);
         if (type == 0)
             continue; /* Pad1 */
