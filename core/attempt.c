@@ -1,8 +1,8 @@
 /*
- * Theory: a new flow costs one dial, so this is the path that bounds the connect rate. A
- * connection to a proxy nearby is complete when connect() returns; then the greeting (pipelined:
- * the whole of what is to be said) goes out at once and only reading is watched. Else one event
- * tells that the connection is there, which the first send() proves: no getsockopt() is needed.
+ * Theory: a new flow costs one dial, so this is the path that bounds the connect rate. The
+ * greeting (pipelined: the whole of what is to be said) is sent right after connect(), which
+ * succeeds where the proxy is near; then only reading is watched. Else one event tells that the
+ * connection is there, which the first send() proves: no getsockopt() is needed.
  * The socket is added to epoll once, edge-triggered, and never modified.
  *
  * Exactly the bytes of the proxy's answer are read, so that payload which follows it stays in
@@ -60,6 +60,31 @@ static int open_socket(struct attempt *a, const struct outbound_options *outboun
     return 0;
 }
 
+/*
+ * The first send's errors that tell of a connection which was there and has gone; they are found
+ * again, and told, by proceed(). A SYN that is refused gives others (tcp_reset() in the kernel).
+ */
+static bool was_connected(int error)
+{
+    return error == 0 || error == EPIPE || error == ECONNRESET;
+}
+
+/*
+ * After connect(): is it connected already? 0, EAGAIN (not yet) or another errno. The kernel says
+ * EINPROGRESS also for a peer that has answered before connect() returned, as one on this machine
+ * does; sending finds out, and saves a wait and a turn of the loop.
+ */
+static int try_at_once(struct attempt *a, int connect_error)
+{
+    if (connect_error == EAGAIN)
+        return EADDRNOTAVAIL; /* what old kernels say when the ports have run out */
+    if (connect_error != 0 && connect_error != EINPROGRESS)
+        return connect_error;
+    if (a->speaks_socks)
+        return send_output(a);
+    return connect_error == 0 ? 0 : EAGAIN;
+}
+
 int attempt_start(struct attempt *a, struct loop *loop, const struct outbound_options *outbound)
 {
     struct sockaddr_storage sa;
@@ -67,24 +92,17 @@ int attempt_start(struct attempt *a, struct loop *loop, const struct outbound_op
     a->loop = loop;
     a->fd = -1;
     int error = open_socket(a, outbound, &sa, &sa_len);
-    if (error != 0)
-        goto failed;
-    if (connect(a->fd, (struct sockaddr *)&sa, sa_len) == 0) {
-        a->connected = true;
-        if (!a->speaks_socks)
-            return 0;
-        /* A failure is found again, and told, when the socket is ready to say so. */
-        error = -watch(a, send_output(a) == EAGAIN);
-    } else if (errno == EINPROGRESS) {
-        error = -watch(a, true);
-    } else {
-        error = errno;
+    if (error == 0) {
+        int failed = connect(a->fd, (struct sockaddr *)&sa, sa_len);
+        error = try_at_once(a, failed ? errno : 0);
+        a->connected = was_connected(error);
     }
-    if (error == 0)
-        return 0;
-failed:
-    a->connected = false;
-    attempt_close(a);
+    if (a->connected || error == EAGAIN)
+        error = -watch(a, !a->connected);
+    if (error != 0) {
+        a->connected = false;
+        attempt_close(a);
+    }
     return error;
 }
 
@@ -193,7 +211,7 @@ static void on_ready(void *arg, unsigned ready)
             error = errno;
         if (error == EAGAIN)
             return; /* not yet: SYN_SENT */
-        if (error != 0) {
+        if (!was_connected(error)) {
             fail_to_connect(a, error);
             return;
         }
