@@ -23,6 +23,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "core/probe.h"
 #include "core/say.h"
 #include "core/worker.h"
 #include "stack/device.h"
@@ -284,9 +285,27 @@ static int relay(struct setup *s)
     return EXIT_REFUSED;
 }
 
+/* Nothing has been changed yet, and a signal may still end the process as it likes. */
+static bool check_surroundings(const struct options *o)
+{
+    const char *interface = o->outbound.bind_interface;
+    if (interface[0] != '\0' && link_index(interface) < 0)
+        log_warn("no interface %s now; connections to the proxy will fail until it is there",
+                 interface);
+    const char *error = probe_resolve(&o->proxy, &o->outbound);
+    if (!error)
+        return true;
+    say("the proxy's name %s does not resolve: %s; check the name and this machine's resolver, or "
+        "give its address",
+        o->proxy.host, error);
+    return false;
+}
+
 int command_tun(const struct options *options)
 {
     struct setup setup = {.options = options};
+    if (!check_surroundings(options))
+        return EXIT_REFUSED;
     block_stop_signals(SIG_BLOCK);
     int status = set_up(&setup) ? relay(&setup) : EXIT_REFUSED;
     undo(&setup);

@@ -214,7 +214,7 @@ static bool parse_cidr(struct parse *p, const struct option_spec *spec, const ch
 {
     struct cidr_list *list = field_of(p, spec);
     struct cidr range;
-    if (!cidr_parse(value, &range))
+    if (!strchr(value, '/') || !cidr_parse(value, &range))
         return fail(p, "--%s %s: must be an address with a prefix length, such as 198.18.0.1/15",
                     spec->name, value);
     if (list->count == OPTIONS_LIST_MAX)

@@ -135,3 +135,34 @@ void probe_free(struct probe *p)
     close_socket(p);
     free(p);
 }
+
+/* --- before anything is set up ---------------------------------------------------------------- */
+
+struct resolution {
+    bool answered;
+    const char *error;
+};
+
+static void on_first_answer(void *arg, const struct resolver_answer *answer)
+{
+    struct resolution *r = arg;
+    r->answered = true;
+    r->error = answer->count > 0 ? NULL : answer->error;
+}
+
+const char *probe_resolve(const struct proxy_url *url, const struct outbound_options *outbound)
+{
+    if (url->scheme == PROXY_SCHEME_DIRECT || url->host_is_addr)
+        return NULL;
+    struct resolution r = {.error = strerror(ENOMEM)};
+    struct loop *loop = loop_new();
+    struct resolver *resolver = loop ? resolver_new(loop, outbound) : NULL;
+    if (resolver && resolver_lookup(resolver, url->host, on_first_answer, &r)) {
+        while (!r.answered) /* the resolver's own time-outs bound it */
+            loop_turn(loop, true);
+    }
+    if (resolver)
+        resolver_free(resolver);
+    loop_free(loop);
+    return r.error;
+}

@@ -1,12 +1,19 @@
 /*
- * A look at the proxy as culvert starts: does its name resolve, does it accept connections? It
- * only ever warns, since the proxy may come later.
+ * A look at the proxy as culvert starts: does its name resolve, does it accept connections?
+ * What is found out decides whether to begin at all, or to warn: a proxy may come later, a name
+ * that does not resolve is most likely mistyped.
  */
 #ifndef CULVERT_PROBE_H
 #define CULVERT_PROBE_H
 
 #include "core/resolver.h"
 #include "socks/url.h"
+
+/*
+ * Resolve the proxy's name, waiting for the answer with a loop of its own. NULL when there is an
+ * address, else why there is none (static text).
+ */
+const char *probe_resolve(const struct proxy_url *url, const struct outbound_options *outbound);
 
 struct probe;
 

@@ -111,10 +111,13 @@ static void on_socket_ready(void *arg, unsigned ready)
 /* Buffers that are shared by all associations, made as the first needs them. */
 static int prepare_buffers(struct udp_flows *u)
 {
+    if (u->sender && u->receiver)
+        return 0;
     if (!u->sender)
         u->sender = udp_sender_new();
     if (!u->receiver)
         u->receiver = udp_receiver_new();
+    udp_train_init(&u->train, u->worker->stack, u->worker->device);
     return u->sender && u->receiver ? 0 : -ENOMEM;
 }
 

@@ -264,7 +264,6 @@ struct udp_flows *udp_flows_new(struct worker *w)
     u->worker = w;
     list_init(&u->lru);
     list_init(&u->dead);
-    udp_train_init(&u->train, w->stack, w->device);
     return u;
 }
 

@@ -15,6 +15,7 @@
 
 #include "core/base/log.h"
 #include "core/flows.h"
+#include "core/probe.h"
 
 enum { OWN_ADDRESSES_MAX = OPTIONS_LIST_MAX };
 
@@ -26,6 +27,7 @@ struct run {
     uint64_t full_turn;    /* the last turn in which the device filled the batch */
     unsigned batch;        /* packets to read next time */
     uint64_t tick_at_ms;   /* what worker.tick is armed for */
+    struct probe *probe;   /* warns where the proxy is not there */
 };
 
 
@@ -220,6 +222,7 @@ static int start(struct run *r, const struct options *o)
 static void finish(struct run *r)
 {
     struct worker *w = &r->worker;
+    probe_free(r->probe);
     loop_ignore(&w->device_io);
     loop_timer_stop(&w->tick);
     loop_signal_ignore(&r->term);
@@ -252,6 +255,9 @@ int worker_run(struct device *device, const struct options *options, worker_read
         log_error("cannot start relaying: %s", strerror(-error));
     if (error == 0 && on_ready)
         error = on_ready(arg);
+    if (error == 0)
+        r.probe = probe_start(r.worker.loop, r.worker.resolver, &options->proxy,
+                              &options->outbound);
     while (error == 0 && !r.stopped) {
         loop_turn(r.worker.loop, true);
         r.turn++;

@@ -85,7 +85,7 @@ static void test_every_option_of_tun(void **state)
     char text[ENDPOINT_TEXT_MAX];
     parse_good(&l,
                "culvert tun --tun t1 --tun-fd=7 --mtu 65535 --address 10.0.0.1/24 "
-               "--address=fd00::1/64 --address 10.1.0.1 --dns tcp --dns-server [2001:db8::5]:54 "
+               "--address=fd00::1/64 --address 10.1.0.1/32 --dns tcp --dns-server [2001:db8::5]:54 "
                "--fake-range 10.9.0.0/16 --udp block --icmp reply --mark 0xFf "
                "--bind-interface eth0.1 --connect-timeout 3 --tcp-idle-timeout 100 "
                "--udp-idle-timeout=30 --max-flows 100 --pipeline off --no-offload "
@@ -251,6 +251,7 @@ static void test_refused(void **state)
         {"culvert tun --tun tun%d direct://", "1 to 15 characters"},
         {"culvert tun --tun .. direct://", "1 to 15 characters"},
         {"culvert tun --address 10.0.0.1/33 direct://", "--address 10.0.0.1/33"},
+        {"culvert tun --address 10.0.0.1 direct://", "with a prefix length"},
         {"culvert tun --address example.com direct://", "--address example.com"},
         {"culvert tun --dns-server example.com direct://", "--dns-server example.com"},
         {"culvert tun --dns-server 1.1.1.1:70000 direct://", "--dns-server"},
