@@ -177,10 +177,10 @@ static int start_flows(struct worker *w, const struct options *o)
         .icmp_reply = o->icmp == ICMP_REPLY,
         .now_ms = loop_now(w->loop),
     };
+    w->stack = stack_new(w->device, &config, &stack_ops, w); /* first: the others keep it */
     w->tcp = tcp_flows_new(w);
     w->udp = udp_flows_new(w);
     w->dns_front = dns_front_new(w);
-    w->stack = stack_new(w->device, &config, &stack_ops, w);
     return w->tcp && w->udp && w->dns_front && w->stack ? 0 : -ENOMEM;
 }
 
