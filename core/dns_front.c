@@ -41,6 +41,8 @@ struct dns_front {
     struct worker *worker;
     struct link datagram_asks;
     struct link sessions; /* the one active longest ago first */
+    struct link ended;    /* sessions to be freed at the turn's end */
+    struct loop_deferred reap;
     size_t session_count;
     size_t out_bytes; /* answers of all sessions, until the clients have acknowledged them */
 };
@@ -59,7 +61,7 @@ struct session {
     struct conn conn;
     struct dns_front *front;
     enum session_state state;
-    struct link link; /* dns_front.sessions */
+    struct link link; /* dns_front.sessions, or .ended */
     struct link asks; /* session_ask */
     unsigned ask_count;
     bool opened;       /* the handshake is complete */
@@ -145,15 +147,19 @@ static void free_ask(struct session_ask *ask)
     free(ask);
 }
 
-static void free_session(void *arg)
+static void reap_sessions(void *arg)
 {
-    free(arg);
+    struct dns_front *f = arg;
+    LIST_EACH (it, &f->ended) {
+        list_remove(it);
+        free(CONTAINER_OF(it, struct session, link));
+    }
 }
 
 /* Whatever the reason. The conn is reset unless it is over. */
 static void end_session(struct session *s)
 {
-    struct loop *loop = s->front->worker->loop;
+    struct dns_front *f = s->front;
     s->state = SESSION_OVER;
     LIST_EACH (it, &s->asks) {
         struct session_ask *ask = CONTAINER_OF(it, struct session_ask, link);
@@ -169,11 +175,12 @@ static void end_session(struct session *s)
     }
     free(s->query);
     s->query = NULL;
-    list_remove(&s->link);
-    s->front->session_count--;
     loop_timer_stop(&s->timer);
     loop_undefer(&s->work);
-    loop_defer(loop, &s->work, free_session, s);
+    list_remove(&s->link);
+    f->session_count--;
+    list_push_back(&f->ended, &s->link);
+    loop_defer(f->worker->loop, &f->reap, reap_sessions, f);
 }
 
 static bool is_over(const struct session *s)
@@ -447,6 +454,7 @@ struct dns_front *dns_front_new(struct worker *w)
     f->worker = w;
     list_init(&f->datagram_asks);
     list_init(&f->sessions);
+    list_init(&f->ended);
     return f;
 }
 
@@ -459,11 +467,9 @@ void dns_front_free(struct dns_front *f)
         dns_cancel(ask->query);
         free(ask);
     }
-    LIST_EACH (it, &f->sessions) {
-        struct session *s = CONTAINER_OF(it, struct session, link);
-        end_session(s);
-        loop_undefer(&s->work); /* there may be no further turn */
-        free(s);
-    }
+    LIST_EACH (it, &f->sessions)
+        end_session(CONTAINER_OF(it, struct session, link));
+    loop_undefer(&f->reap); /* there may be no further turn */
+    reap_sessions(f);
     free(f);
 }
