@@ -128,6 +128,14 @@ void reassembly_tick(struct stack *s)
     ip6_reass_tmr();
 }
 
+void reassembly_flush(void)
+{
+    for (int i = 0; i <= IP_REASS_MAXAGE || i <= IPV6_REASS_MAXAGE; i++) {
+        ip_reass_tmr();
+        ip6_reass_tmr();
+    }
+}
+
 void input_batch_end(struct stack *s)
 {
     while (s->reassembled) {

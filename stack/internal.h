@@ -85,6 +85,7 @@ void rx_buffers_trim(struct stack *s);
 /* What lwIP has reassembled from fragments comes back by these; 0 or -ENOMEM. */
 int reassembly_init(void);
 void reassembly_tick(struct stack *s);
+void reassembly_flush(void); /* forget every fragment */
 /* Hand one packet to whom it concerns. `buffer` as for conn_input(). */
 void input_packet(struct stack *s, const struct packet *p, struct rx_buffer **buffer);
 /* Free what reassembly has kept for this batch. */

@@ -157,6 +157,7 @@ struct stack *stack_new(struct device *device, const struct stack_config *config
 void stack_free(struct stack *s)
 {
     conn_table_free(s);
+    reassembly_flush();
     if (s->after.by_tuple.buckets)
         aftermath_free(&s->after);
     if (s->netif.output)
