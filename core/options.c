@@ -325,14 +325,19 @@ static bool fail_unknown(struct parse *p, const char *name, size_t len)
                 (int)(len > 60 ? 60 : len), name, p->command->name);
 }
 
+/* May `text` be what follows a bare switch, rather than the switch's value? */
+static bool follows_bare_switch(const char *text)
+{
+    return text[0] == '-' || strstr(text, "://");
+}
+
 /* The value of an option: behind '=', or the next argument where the kind demands one. */
 static const char *option_value(struct parse *p, const struct option_spec *spec, const char *equals)
 {
     if (equals)
         return equals + 1;
     const char *next = p->at < p->argc ? p->argv[p->at] : NULL;
-    bool is_switch = spec->kind == OPTION_SWITCH;
-    if (is_switch && (!next || (strcmp(next, "on") != 0 && strcmp(next, "off") != 0)))
+    if (spec->kind == OPTION_SWITCH && (!next || follows_bare_switch(next)))
         return "on";
     if (next)
         p->at++;

@@ -131,6 +131,7 @@ static void test_switches(void **state)
         {"culvert tun --no-pipeline --pipeline direct://", true},
         {"culvert tun --pipeline --no-pipeline direct://", false},
         {"culvert tun direct:// --pipeline", true},
+        {"culvert tun --pipeline --mtu 1500 direct://", true},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         static struct line l;
@@ -259,6 +260,7 @@ static void test_refused(void **state)
         {"culvert tun --udp on direct://", "associate|block"},
         {"culvert tun --icmp x direct://", "drop|reply"},
         {"culvert tun --pipeline=maybe direct://", "must be on or off"},
+        {"culvert tun --pipeline sometimes direct://", "--pipeline sometimes: must be on or off"},
         {"culvert tun --no-pipeline=on direct://", "--no-pipeline takes no value"},
         {"culvert tun --allow-loopback=yes direct://", "--allow-loopback takes no value"},
         {"culvert tun --log-level loud direct://", "--log-level loud"},
