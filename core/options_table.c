@@ -135,7 +135,7 @@ const struct option_spec option_table[] = {
         .fallback = "65536",
         .commands = TUN,
         .offset = FIELD(limits.max_flows),
-        .min = 16,
+        .min = 1,
         .max = 1000000,
         .help = "TCP connections and UDP sources served at the same time. Past it, half-open "
                 "connections give way first, then the flow that has been idle longest.",
