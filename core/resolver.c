@@ -309,11 +309,11 @@ static bool name_equal(const struct map_entry *entry, const void *key)
 
 static struct name *name_new(struct resolver *r, const char *text)
 {
-    size_t len = strlen(text);
-    struct name *n = calloc(1, sizeof(*n) + len + 1);
+    size_t size = strlen(text) + 1;
+    struct name *n = calloc(1, sizeof(*n) + size);
     if (!n)
         return NULL;
-    memcpy(n->text, text, len);
+    memcpy(n->text, text, size);
     n->resolver = r;
     n->state = NAME_KNOWN;
     list_init(&n->idle);

@@ -99,48 +99,47 @@ static inline size_t writer_left(const struct writer *w)
     return (size_t)(w->end - w->at);
 }
 
+/* Is there room for `n` more bytes? If not, the cursor turns bad. */
+static inline bool writer_fits(struct writer *w, size_t n)
+{
+    if (w->bad || writer_left(w) < n)
+        w->bad = true;
+    return !w->bad;
+}
+
 /* Reserve `n` bytes to be filled by the caller; NULL (and the cursor bad) when they do not fit. */
 static inline uint8_t *writer_reserve(struct writer *w, size_t n)
 {
-    if (w->bad || writer_left(w) < n) {
-        w->bad = true;
+    if (!writer_fits(w, n))
         return NULL;
-    }
-    uint8_t *p = w->at;
     w->at += n;
-    return p;
+    return w->at - n;
 }
 
 static inline void writer_bytes(struct writer *w, const void *bytes, size_t n)
 {
-    uint8_t *p = writer_reserve(w, n);
-    if (p && n > 0)
-        memcpy(p, bytes, n);
+    if (!writer_fits(w, n) || n == 0)
+        return;
+    memcpy(w->at, bytes, n);
+    w->at += n;
 }
 
 static inline void writer_u8(struct writer *w, uint8_t v)
 {
-    writer_bytes(w, &v, 1);
+    if (writer_fits(w, 1))
+        *w->at++ = v;
 }
 
 static inline void writer_u16(struct writer *w, uint16_t v)
 {
-    uint8_t *p = writer_reserve(w, 2);
-    if (p) {
-        p[0] = (uint8_t)(v >> 8);
-        p[1] = (uint8_t)v;
-    }
+    const uint8_t wire[2] = {(uint8_t)(v >> 8), (uint8_t)v};
+    writer_bytes(w, wire, sizeof(wire));
 }
 
 static inline void writer_u32(struct writer *w, uint32_t v)
 {
-    uint8_t *p = writer_reserve(w, 4);
-    if (p) {
-        p[0] = (uint8_t)(v >> 24);
-        p[1] = (uint8_t)(v >> 16);
-        p[2] = (uint8_t)(v >> 8);
-        p[3] = (uint8_t)v;
-    }
+    const uint8_t wire[4] = {(uint8_t)(v >> 24), (uint8_t)(v >> 16), (uint8_t)(v >> 8), (uint8_t)v};
+    writer_bytes(w, wire, sizeof(wire));
 }
 
 #endif

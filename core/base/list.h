@@ -14,10 +14,12 @@ struct link {
 
 #define CONTAINER_OF(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
+/* NOLINTBEGIN(bugprone-macro-parentheses): a declared name takes no parentheses */
 /* Walk `head`; `it` may be removed from the list (and freed) in the body. */
 #define LIST_EACH(it, head)                                                                        \
     for (struct link *it = (head)->next, *it##_next = it->next; it != (head);                      \
          it = it##_next, it##_next = it->next)
+/* NOLINTEND(bugprone-macro-parentheses) */
 
 static inline void list_init(struct link *l)
 {

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { MOVED_PER_INSERT = 4, BUCKETS_MIN = 8 };
 
@@ -34,7 +35,7 @@ static void draw_seed(void)
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
         drawn[0] = (uint64_t)now.tv_nsec << 32 ^ (uint64_t)now.tv_sec;
-        drawn[1] = (uint64_t)(uintptr_t)&now;
+        drawn[1] = (uint64_t)getpid();
     }
     hash_seed(drawn[0], drawn[1]);
 }
