@@ -147,9 +147,9 @@ static void push_segment(struct reader *r)
     p->window = reader_u16(r);
     struct peer skewed = *p;
     if (skew & 1)
-        skewed.seq += (uint32_t)(int8_t)skew * 100u;
+        skewed.seq += (uint32_t)((int32_t)(int8_t)skew * 100);
     if (skew & 2)
-        skewed.ack += (uint32_t)(int8_t)skew;
+        skewed.ack -= skew;
     size_t options_len = flags & SYN ? (size_t)(skew >> 4) % 11 * 4 : 0;
     size_t n = peer_write_segment(&skewed, out, flags & 63, payload, len, options, options_len);
     device_memory_push(s.device, out, n, NULL);

@@ -10,7 +10,8 @@ const uint8_t peer_mss_1460[4] = {2, 4, 0x05, 0xb4};
 size_t peer_write_ip(uint8_t *out, const struct endpoint *src, const struct endpoint *dst,
                      uint8_t protocol, size_t len)
 {
-    struct writer w = writer_over(out, 40);
+    uint8_t header[40];
+    struct writer w = writer_over(header, sizeof header);
     if (!addr_is_v4(&src->addr)) {
         writer_u32(&w, 0x60000000);
         writer_u16(&w, (uint16_t)len);
@@ -18,7 +19,8 @@ size_t peer_write_ip(uint8_t *out, const struct endpoint *src, const struct endp
         writer_u8(&w, 64);
         writer_bytes(&w, src->addr.bytes, 16);
         writer_bytes(&w, dst->addr.bytes, 16);
-        return writer_used(&w);
+        memcpy(out, header, 40);
+        return 40;
     }
     writer_u16(&w, 0x4500);
     writer_u16(&w, (uint16_t)(20 + len));
@@ -28,9 +30,10 @@ size_t peer_write_ip(uint8_t *out, const struct endpoint *src, const struct endp
     writer_u16(&w, 0);
     writer_bytes(&w, addr_v4_bytes(&src->addr), 4);
     writer_bytes(&w, addr_v4_bytes(&dst->addr), 4);
-    uint16_t sum = (uint16_t)~packet_sum_fold(packet_sum(out, 20, 0));
-    out[10] = (uint8_t)(sum >> 8);
-    out[11] = (uint8_t)sum;
+    uint16_t sum = (uint16_t)~packet_sum_fold(packet_sum(header, 20, 0));
+    header[10] = (uint8_t)(sum >> 8);
+    header[11] = (uint8_t)sum;
+    memcpy(out, header, 20);
     return 20;
 }
 
