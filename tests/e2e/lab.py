@@ -219,6 +219,9 @@ class Tunnel(Culvert):
             sock.sendto(bytes(packet), (self.device, protocol))
 
     def stop(self, signo=signal.SIGTERM):
+        if self.checked:
+            super().stop(signo)
+            return
         try:
             super().stop(signo)
             assert self.device not in self.app.links(), \
