@@ -61,7 +61,7 @@ void route_close(struct route_session *s)
  */
 static int talk(struct route_session *s, struct nlmsghdr *request, mnl_cb_t fn, void *arg)
 {
-    char buffer[BUFFER_SIZE];
+    _Alignas(NLMSG_ALIGNTO) char buffer[BUFFER_SIZE];
     request->nlmsg_seq = ++s->seq;
     if (mnl_socket_sendto(s->socket, request, request->nlmsg_len) < 0)
         return -errno;
@@ -87,7 +87,7 @@ static int command(struct route_session *s, struct nlmsghdr *request)
     request->nlmsg_pid = 0;
     if (mnl_socket_sendto(s->socket, request, request->nlmsg_len) < 0)
         return -errno;
-    char buffer[BUFFER_SIZE];
+    _Alignas(NLMSG_ALIGNTO) char buffer[BUFFER_SIZE];
     ssize_t n = mnl_socket_recvfrom(s->socket, buffer, sizeof(buffer));
     if (n < 0)
         return -errno;
@@ -188,7 +188,7 @@ static void put_selectors(struct nlmsghdr *h, struct fib_rule_hdr *f, const stru
 
 int rule_add(struct route_session *s, const struct rule *rule)
 {
-    char buffer[REQUEST_SIZE];
+    _Alignas(NLMSG_ALIGNTO) char buffer[REQUEST_SIZE];
     struct nlmsghdr *h = begin(buffer, RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL);
     struct fib_rule_hdr *f = mnl_nlmsg_put_extra_header(h, sizeof(*f));
     f->family = (uint8_t)rule->family;
@@ -210,7 +210,7 @@ struct rule_search {
     uint32_t first, last;
     bool ours;
     int count;
-    char message[REQUEST_SIZE]; /* the first that was found, as it came */
+    _Alignas(NLMSG_ALIGNTO) char message[REQUEST_SIZE]; /* the first that was found, as it came */
     bool found;
 };
 
@@ -240,7 +240,7 @@ static int on_rule(const struct nlmsghdr *h, void *arg)
 
 static int dump(struct route_session *s, uint16_t type, int family, mnl_cb_t fn, void *arg)
 {
-    char buffer[REQUEST_SIZE];
+    _Alignas(NLMSG_ALIGNTO) char buffer[REQUEST_SIZE];
     struct nlmsghdr *h = begin(buffer, type, NLM_F_REQUEST | NLM_F_DUMP);
     size_t header = type == RTM_GETRULE ? sizeof(struct fib_rule_hdr) : sizeof(struct rtmsg);
     uint8_t *extra = mnl_nlmsg_put_extra_header(h, header);
@@ -291,7 +291,7 @@ int rule_delete_ours(struct route_session *s, uint32_t first, uint32_t last)
 
 int route_add_default(struct route_session *s, int family, uint32_t table, int ifindex)
 {
-    char buffer[REQUEST_SIZE];
+    _Alignas(NLMSG_ALIGNTO) char buffer[REQUEST_SIZE];
     struct nlmsghdr *h = begin(buffer, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL);
     struct rtmsg *r = mnl_nlmsg_put_extra_header(h, sizeof(*r));
     r->rtm_family = (uint8_t)family;
@@ -312,7 +312,7 @@ struct route_search {
     uint32_t table;
     bool ours;
     int count;
-    char message[REQUEST_SIZE];
+    _Alignas(NLMSG_ALIGNTO) char message[REQUEST_SIZE];
     bool found;
     void (*each)(void *arg, const struct cidr *network);
     void *arg;
@@ -439,7 +439,7 @@ static unsigned event_of(const struct nlmsghdr *h)
 
 unsigned route_events_read(int fd)
 {
-    char buffer[BUFFER_SIZE];
+    _Alignas(NLMSG_ALIGNTO) char buffer[BUFFER_SIZE];
     unsigned events = 0;
     for (;;) {
         ssize_t n = recv(fd, buffer, sizeof(buffer), 0);
