@@ -2,6 +2,7 @@
 #include "core/commands.h"
 
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "core/say.h"
@@ -11,10 +12,11 @@ static void announce(void *arg, const struct endpoint *bound, size_t count)
 {
     const struct options *o = arg;
     char list[OPTIONS_LIST_MAX * (ENDPOINT_TEXT_MAX + 1) + 1] = "";
+    size_t used = 0;
     for (size_t i = 0; i < count && i < OPTIONS_LIST_MAX; i++) {
         char text[ENDPOINT_TEXT_MAX];
-        strcat(list, " ");
-        strcat(list, endpoint_format(&bound[i], text));
+        used += (size_t)snprintf(list + used, sizeof(list) - used, " %s",
+                                 endpoint_format(&bound[i], text));
     }
     say("ready serve%s%s", list, o->auth.present ? " with authentication" : "");
     notify_service_manager("READY=1");

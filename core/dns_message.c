@@ -287,8 +287,9 @@ static bool read_soa(const struct record *soa, uint32_t *ttl)
 {
     struct reader r = soa->data;
     struct dns_name ignored;
-    if (!dns_name_read(&r, &ignored) || !dns_name_read(&r, &ignored))
-        return false;
+    for (int mname_rname = 0; mname_rname < 2; mname_rname++)
+        if (!dns_name_read(&r, &ignored))
+            return false;
     reader_skip(&r, 4 * 4);
     uint32_t minimum = reader_u32(&r);
     *ttl = minimum < soa->ttl ? minimum : soa->ttl;

@@ -191,8 +191,8 @@ static bool parse_choice(struct parse *p, const struct option_spec *spec, const 
 static bool parse_link(struct parse *p, const struct option_spec *spec, const char *value)
 {
     size_t len = strlen(value);
-    bool valid = len > 0 && len < LINK_NAME_SIZE && strcmp(value, ".") && strcmp(value, "..") &&
-                 !strpbrk(value, "/:% \t\n\v\f\r");
+    bool valid = len > 0 && len < LINK_NAME_SIZE && strcmp(value, ".") != 0 &&
+                 strcmp(value, "..") != 0 && !strpbrk(value, "/:% \t\n\v\f\r");
     if (!valid)
         return fail(p,
                     "--%s %s: an interface name has 1 to %d characters, none of them a space, "

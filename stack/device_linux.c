@@ -355,7 +355,7 @@ struct device *device_tun_open(const struct device_tun_options *options, int *er
         *error = -errno;
         return NULL;
     }
-    struct ifreq request;
+    struct ifreq request = {0};
     *error = attach(fd, options, &request);
     if (*error < 0)
         goto failed;

@@ -507,7 +507,7 @@ static void black_hole_open(struct black_hole *b, const char *addr, uint16_t por
     assert_int_equal(listen(b->fd, 0), 0);
     for (size_t i = 0; i < 3; i++) {
         b->fillers[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-        connect(b->fillers[i], (struct sockaddr *)&sa, len);
+        (void)connect(b->fillers[i], (struct sockaddr *)&sa, len);
     }
 }
 

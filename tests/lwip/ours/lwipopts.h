@@ -1,7 +1,7 @@
 /*
- * Our options, as far as lwIP's unit tests let us: everything about TCP and reassembly is ours. The tests
- * insist on the parts that we leave out (an operating system layer, UDP, Ethernet and what stands on it),
- * on pools, and on statistics to look at.
+ * Our options, as far as lwIP's unit tests let us: everything about TCP and reassembly is ours. The
+ * tests insist on the parts that we leave out (an operating system layer, UDP, Ethernet and what
+ * stands on it), on pools, and on statistics to look at.
  */
 #ifndef CULVERT_TESTS_LWIPOPTS_H
 #define CULVERT_TESTS_LWIPOPTS_H

@@ -1,4 +1,5 @@
-/* For test_patches.c: our options, but with the ICMP that some of the bugs lie in, and less room. */
+/* For test_patches.c: our options, but with the ICMP that some of the bugs lie in, and less room.
+ */
 #ifndef CULVERT_TESTS_PATCHED_LWIPOPTS_H
 #define CULVERT_TESTS_PATCHED_LWIPOPTS_H
 
