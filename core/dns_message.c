@@ -36,8 +36,7 @@ static void write_header(struct writer *w, const struct header *h)
 
 static bool read_question(struct reader *r, struct dns_question *q)
 {
-    /* There is nothing before it that a compression pointer could honestly mean. */
-    if (!dns_name_read(r, &q->name) || reader_used(r) != DNS_HEADER_SIZE + (size_t)q->name.len)
+    if (!dns_name_read(r, &q->name))
         return false;
     q->type = reader_u16(r);
     q->class_ = reader_u16(r);

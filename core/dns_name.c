@@ -1,12 +1,12 @@
 #include "core/dns_name.h"
 
-enum { POINTER_BITS = 0xc0 };
+enum { POINTER_BITS = 0xc0, HEADER_SIZE = 12 };
 
 bool dns_name_read(struct reader *message, struct dns_name *out)
 {
     struct reader at = *message; /* jumps; `message` stays behind the first pointer */
     bool jumped = false;
-    const uint8_t *limit = message->at; /* pointers lead to before this */
+    const uint8_t *limit = message->at; /* what pointers lead to ends before this */
     size_t used = 0;
 
     for (;;) {
@@ -15,13 +15,13 @@ bool dns_name_read(struct reader *message, struct dns_name *out)
             break;
         if ((length & POINTER_BITS) == POINTER_BITS) {
             size_t target = (size_t)(length & ~POINTER_BITS) << 8 | reader_u8(&at);
-            if (at.bad || target >= (size_t)(limit - at.start))
+            if (at.bad || target < HEADER_SIZE || target >= (size_t)(limit - at.start))
                 break;
             if (!jumped)
                 message->at = at.at;
             jumped = true;
-            at.at = at.start + target;
-            limit = at.at;
+            at.end = limit;
+            at.at = limit = at.start + target;
             continue;
         }
         if (length > DNS_LABEL_MAX || used + 1 + length >= DNS_NAME_MAX + (length == 0))

@@ -23,9 +23,9 @@ struct dns_name {
 
 /*
  * Read the name at the cursor, which spans the message from its first byte, so that compression
- * pointers (RFC 1035, 4.1.4) can be followed. A pointer must lead to before the place where the
- * name, or the part of it that holds the pointer, began: that rules out loops. Returns false,
- * and the cursor is bad, for a name that is none; else the cursor stands behind the name.
+ * pointers (RFC 1035, 4.1.4) can be followed. What a pointer leads to must lie behind the header
+ * and end before the name, or the part of it that holds the pointer, begins: that rules out loops.
+ * Returns false, and the cursor is bad, for a name that is none; else the cursor stands behind it.
  */
 bool dns_name_read(struct reader *message, struct dns_name *out);
 /* A to Z become a to z in place. Other bytes, whatever they are, stay (RFC 4343). */

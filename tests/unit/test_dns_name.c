@@ -53,20 +53,21 @@ static void test_plain_names(void **state)
 static void test_compressed_names(void **state)
 {
     (void)state;
-    /* 0: "a.b.", 5: "c" -> 2 ("c.b."), 9: -> 5, 11: "x" -> 9 */
-    static const uint8_t wire[] = {1, 'a', 1, 'b', 0, 1, 'c', 0xc0, 2, 0xc0, 5, 1, 'x', 0xc0, 9};
+    /* Behind a header, 12: "a.b.", 17: "c" -> 14 ("c.b."), 21: -> 17, 23: "x" -> 21 */
+    static const uint8_t wire[] = {0, 0,   0, 0, 0,   0,    0,  0,    0,  0, 0,   0,    1, 'a',
+                                   1, 'b', 0, 1, 'c', 0xc0, 14, 0xc0, 17, 1, 'x', 0xc0, 21};
     struct dns_name name;
     size_t end;
-    assert_true(read_at(wire, sizeof(wire), 5, &name, &end));
+    assert_true(read_at(wire, sizeof(wire), 17, &name, &end));
     assert_text(&name, "c.b");
-    assert_int_equal(end, 9);
-    assert_true(read_at(wire, sizeof(wire), 9, &name, &end));
+    assert_int_equal(end, 21);
+    assert_true(read_at(wire, sizeof(wire), 21, &name, &end));
     assert_text(&name, "c.b");
-    assert_int_equal(end, 11);
-    assert_true(read_at(wire, sizeof(wire), 11, &name, &end));
+    assert_int_equal(end, 23);
+    assert_true(read_at(wire, sizeof(wire), 23, &name, &end));
     assert_text(&name, "x.c.b");
-    assert_int_equal(end, 15);
-    assert_false(read_at(wire, sizeof(wire) - 1, 11, &name, &end)); /* half a pointer */
+    assert_int_equal(end, 27);
+    assert_false(read_at(wire, sizeof(wire) - 1, 23, &name, &end)); /* half a pointer */
 }
 
 static void test_pointers_that_lead_nowhere(void **state)
@@ -74,14 +75,22 @@ static void test_pointers_that_lead_nowhere(void **state)
     (void)state;
     struct dns_name name;
     size_t end;
-    assert_false(read_at("\xc0\x00", 2, 0, &name, &end));         /* to itself */
-    assert_false(read_at("\1a\xc0\x00", 4, 0, &name, &end));      /* to its own beginning */
-    assert_false(read_at("\xc0\x02\xc0\x00", 4, 2, &name, &end)); /* in a circle */
-    assert_false(read_at("\xc0\x02\1a", 5, 0, &name, &end));      /* forward */
-    assert_false(read_at("\xff\xff", 2, 0, &name, &end));         /* out of the message */
-    assert_false(read_at("\0\1a\xc0\x02", 5, 1, &name, &end));    /* into its middle */
-    assert_false(read_at("\x40\x00", 2, 0, &name, &end));         /* reserved label types */
-    assert_false(read_at("\x80\x00", 2, 0, &name, &end));
+    static const struct {
+        const char *what, *bytes; /* from offset 12 on */
+        size_t len, at;
+    } cases[] = {
+        {"to itself", "\xc0\x0c", 2, 0},           {"to its own beginning", "\1a\xc0\x0c", 4, 0},
+        {"in a circle", "\xc0\x0e\xc0\x0c", 4, 2}, {"forward", "\xc0\x0e\1a", 5, 0},
+        {"out of the message", "\xff\xff", 2, 0},  {"into its own middle", "\0\1a\xc0\x0e", 5, 1},
+        {"into the header", "\xc0\x00", 2, 0},     {"a reserved type of label", "\x40\x00", 2, 0},
+        {"another one", "\x80\x00", 2, 0},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        uint8_t message[64] = {0};
+        memcpy(message + 12, cases[i].bytes, cases[i].len);
+        if (read_at(message, 12 + cases[i].len, 12 + cases[i].at, &name, &end))
+            fail_msg("%s", cases[i].what);
+    }
 }
 
 static void test_limits(void **state)
@@ -120,13 +129,13 @@ static void test_limits(void **state)
 
     /* Compression cannot make a name longer either. */
     uint8_t chain[600] = {0};
-    size_t at = 1;
+    size_t at = 13; /* the root at 12 */
     for (int i = 0; i < 5; i++) {
         size_t before = at;
         chain[at] = 60;
         memset(chain + at + 1, 'x', 60);
         at += 61;
-        size_t target = i == 0 ? 0 : before - 63;
+        size_t target = i == 0 ? 12 : before - 63;
         chain[at++] = (uint8_t)(0xc0 | target >> 8);
         chain[at++] = (uint8_t)target;
         assert_true(read_at(chain, at, before, &name, &end) == (i < 4));
