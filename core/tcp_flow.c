@@ -151,11 +151,11 @@ static void set_state(struct tcp_flow *f, enum tcp_flow_state state)
     }
 }
 
-/* Something happened: to the end of the list, but not for each packet of the same second. */
+/* Something happened: to the end of the list, but not for each packet of a burst. */
 static void touch(struct tcp_flow *f)
 {
     uint64_t now = loop_now(f->owner->worker->loop);
-    if (now - f->active_ms < 1000)
+    if (now - f->active_ms < 10)
         return;
     f->active_ms = now;
     list_remove(&f->age);
