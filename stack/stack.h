@@ -62,6 +62,7 @@ struct conn {
     struct chunk *tx, *tx_last; /* sent and not acknowledged, in order */
     uint64_t heard_ms;         /* when a segment last came */
     uint32_t seen_edge;        /* right edge of the window at the last CONN_ROOM */
+    uint32_t seen_ack;         /* what was acknowledged then */
     uint16_t held_ip_len;      /* bytes of held_syn before its TCP header */
     uint16_t mss;              /* negotiated, bytes; 0 before that */
     uint8_t events;

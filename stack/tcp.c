@@ -361,10 +361,11 @@ void conn_input(struct stack *s, const struct packet *p, const struct packet_inf
     if (c->pcb == NULL || c->state != CONN_STATE_OPEN)
         return;
     conn_release_chunks(c, false);
-    /* A pure window update calls nothing back in lwIP: compare. */
+    /* A pure window update calls nothing back in lwIP, and an ACK may move no edge: compare both. */
     uint32_t edge = c->pcb->lastack + LWIP_MIN(c->pcb->snd_wnd, c->pcb->cwnd);
-    if (edge != c->seen_edge) {
+    if (edge != c->seen_edge || c->pcb->lastack != c->seen_ack) {
         c->seen_edge = edge;
+        c->seen_ack = c->pcb->lastack;
         conn_note(s, c, CONN_ROOM);
     }
 }

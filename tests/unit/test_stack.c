@@ -496,6 +496,54 @@ static void test_closed_window_is_probed_and_opens(void **state)
     teardown(&f);
 }
 
+/* Send whatever there is room for; returns how many bytes that was. */
+static size_t fill(struct fixture *f, struct test_chunk *c)
+{
+    size_t total = 0;
+    for (size_t room; (room = conn_room(f->last)) > 0; total += room) {
+        room = room < sizeof c->bytes ? room : sizeof c->bytes;
+        assert_int_equal(conn_send(f->stack, f->last, &c->chunk, c->bytes, room), 0);
+        conn_flush(f->stack, f->last);
+        while (pop(f, &got))
+            continue;
+    }
+    return total;
+}
+
+/*
+ * A reader that falls behind keeps the right edge where it is while it acknowledges. What stood in
+ * the way was the send buffer, so there is room again, and core has to be told.
+ */
+static void test_room_is_told_when_no_edge_moves(void **state)
+{
+    static const uint8_t scaled[] = {2, 4, 0x05, 0xb4, 1, 3, 3, 7};
+    struct fixture f;
+    (void)state;
+    setup_with(&f, (struct device_caps){.csum = true, .tso = true});
+    struct peer p = peer_of(false);
+    send_segment(&p, SYN, NULL, 0, scaled, sizeof scaled);
+    conn_accept(f.stack, f.last);
+    finish_handshake(&p);
+    struct test_chunk *c = new_chunk();
+    uint32_t sent = p.ack;
+    for (int i = 0; i < 10; i++) { /* until the congestion window is wider than the buffer */
+        sent += (uint32_t)fill(&f, c);
+        p.ack = sent;
+        send_segment(&p, ACK, NULL, 0, NULL, 0);
+    }
+    fill(&f, c);
+    assert_int_equal(conn_room(f.last), 0);
+    take_events(&f);
+    p.ack += 128 * 1000;
+    p.window = (uint16_t)(p.window - 1000); /* in units of 128 bytes: the same edge */
+    send_segment(&p, ACK, NULL, 0, NULL, 0);
+    assert_true(conn_room(f.last) > 0);
+    assert_true(take_events(&f) & CONN_ROOM);
+    drop(&f);
+    free(c);
+    teardown(&f);
+}
+
 /* --- ends ------------------------------------------------------------------------------------------ */
 
 static void test_half_close_of_the_application(void **state)
@@ -692,6 +740,7 @@ int main(void)
         cmocka_unit_test(test_download_is_cut_to_the_mss_without_tso),
         cmocka_unit_test(test_lost_segment_is_sent_again),
         cmocka_unit_test(test_closed_window_is_probed_and_opens),
+        cmocka_unit_test(test_room_is_told_when_no_edge_moves),
         cmocka_unit_test(test_half_close_of_the_application),
         cmocka_unit_test(test_time_wait_answers_and_makes_way),
         cmocka_unit_test(test_reset_ends_it),
