@@ -526,7 +526,8 @@ static void test_room_is_told_when_no_edge_moves(void **state)
     finish_handshake(&p);
     struct test_chunk *c = new_chunk();
     uint32_t sent = p.ack;
-    for (int i = 0; i < 10; i++) { /* until the congestion window is wider than the buffer */
+    p.window = 4500; /* 576,000 bytes: more than the send buffer */
+    for (int i = 0; i < 40; i++) { /* until the congestion window is wider than that */
         sent += (uint32_t)fill(&f, c);
         p.ack = sent;
         send_segment(&p, ACK, NULL, 0, NULL, 0);
@@ -534,8 +535,8 @@ static void test_room_is_told_when_no_edge_moves(void **state)
     fill(&f, c);
     assert_int_equal(conn_room(f.last), 0);
     take_events(&f);
-    p.ack += 128 * 1000;
-    p.window = (uint16_t)(p.window - 1000); /* in units of 128 bytes: the same edge */
+    p.ack += 128 * 500;
+    p.window = (uint16_t)(p.window - 500); /* in units of 128 bytes: the same edge */
     send_segment(&p, ACK, NULL, 0, NULL, 0);
     assert_true(conn_room(f.last) > 0);
     assert_true(take_events(&f) & CONN_ROOM);
