@@ -535,8 +535,8 @@ static void test_room_is_told_when_no_edge_moves(void **state)
     fill(&f, c);
     assert_int_equal(conn_room(f.last), 0);
     take_events(&f);
-    p.ack += 128 * 500;
-    p.window = (uint16_t)(p.window - 500); /* in units of 128 bytes: the same edge */
+    p.ack += 128 * 502; /* a whole segment */
+    p.window = (uint16_t)(p.window - 502); /* in units of 128 bytes: the same edge */
     send_segment(&p, ACK, NULL, 0, NULL, 0);
     assert_true(conn_room(f.last) > 0);
     assert_true(take_events(&f) & CONN_ROOM);
