@@ -237,7 +237,7 @@ static int make_parts(struct server *s, const struct serve_options *options)
     s->resolver = s->loop ? resolver_new(s->loop, &options->outbound) : NULL;
     if (s->resolver)
         s->proxy = proxy_new(s->loop, s->resolver, &s->direct, &options->outbound, false);
-    s->pool = relay_pool_new();
+    s->pool = s->loop ? relay_pool_new(s->loop) : NULL;
     s->batch = udp_batch_new();
     if (s->proxy && s->pool && s->batch)
         return 0;

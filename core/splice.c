@@ -16,10 +16,11 @@
  * few descriptors; whoever gets none copies.
  *
  * System calls saved on small exchanges. A short read means "drained" only if no FIN and no error
- * is behind it, else it would never be told again. The event says so: LOOP_CLOSED is a FIN, and an
- * error makes a socket readable and writable. So writability is not watched until a send was
- * short for the first time, and READ|WRITE can only be an error until then. From then on every
- * read goes to EAGAIN, which a bulk flow does not notice.
+ * is behind it, for those have been told by the event already. Of a FIN the event says so
+ * (LOOP_CLOSED); of an error it does not. So an end that was not read to EAGAIN is doubted: once
+ * it has been silent for a moment, its socket is asked for an error, once. Bulk flows read to
+ * EAGAIN. Writability is not watched until a send was short for the first time, so that small
+ * exchanges wake nobody for it.
  *
  * Ends. FIN is passed on by shutdown(2) when all that came before it was taken; the other way
  * lives on without time limit (keep-alives find a dead peer). Any error resets both.
@@ -41,6 +42,7 @@ enum {
     SHARE_BYTES = 2 * 1024 * 1024, /* one way in one go */
     PIPES_IDLE_MAX = 8,
     PIPES_OUT_MAX = 256,
+    DOUBT_MS = 100,
 };
 
 struct relay_pipe {
@@ -55,6 +57,9 @@ struct relay_spill {
 };
 
 struct relay_pool {
+    struct loop *loop;
+    struct link doubted; /* of ends */
+    struct loop_timer doubt_timer;
     struct relay_pipe *idle;
     unsigned idle_count, out_count;
     uint8_t buffer[COPY_BYTES];
@@ -62,9 +67,15 @@ struct relay_pool {
 
 /* --- pipes ---------------------------------------------------------------------------------- */
 
-struct relay_pool *relay_pool_new(void)
+struct relay_pool *relay_pool_new(struct loop *loop)
 {
-    return calloc(1, sizeof(struct relay_pool));
+    struct relay_pool *pool = calloc(1, sizeof *pool);
+
+    if (!pool)
+        return NULL;
+    pool->loop = loop;
+    list_init(&pool->doubted);
+    return pool;
 }
 
 static void pipe_free(struct relay_pipe *p)
@@ -78,7 +89,8 @@ void relay_pool_free(struct relay_pool *pool)
 {
     if (!pool)
         return;
-    assert(pool->out_count == 0);
+    assert(pool->out_count == 0 && list_empty(&pool->doubted));
+    loop_timer_stop(&pool->doubt_timer);
     while (pool->idle) {
         struct relay_pipe *p = pool->idle;
         pool->idle = p->next;
@@ -138,6 +150,23 @@ static void return_pipe(struct relay_pool *pool, struct relay_pipe *p, bool dirt
     p->next = pool->idle;
     pool->idle = p;
     pool->idle_count++;
+}
+
+/* --- doubt ---------------------------------------------------------------------------------- */
+
+static void check_doubts(void *arg);
+
+/* There may be an error on this end of which no call will hear. */
+static void doubt(struct relay_end *end)
+{
+    struct relay_pool *pool = end->relay->pool;
+
+    end->doubted_ms = loop_now(pool->loop);
+    if (!list_empty(&end->doubt))
+        return;
+    list_push_back(&pool->doubted, &end->doubt);
+    if (!pool->doubt_timer.pending)
+        loop_timer_start(pool->loop, &pool->doubt_timer, DOUBT_MS, check_doubts, pool);
 }
 
 /* --- one way -------------------------------------------------------------------------------- */
@@ -248,6 +277,8 @@ static int take_copied(struct relay_way *way, struct relay_end *from, struct rel
         from->readable = false;
     if (n < 0)
         return 0;
+    if (!from->readable)
+        doubt(from);
     way->bulk = n == COPY_BYTES;
 
     do
@@ -351,6 +382,7 @@ static void close_end(struct relay_end *end, bool reset)
     if (end->fd < 0)
         return;
     loop_ignore(&end->io);
+    list_remove(&end->doubt);
     if (reset) { /* so close(2) sends RST (socket(7), SO_LINGER) */
         const struct linger now = {.l_onoff = 1, .l_linger = 0};
         (void)setsockopt(end->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
@@ -411,6 +443,43 @@ static void go_on(void *arg)
         loop_defer(r->loop, &r->again, go_on, r);
 }
 
+static void check_end(struct relay_end *end)
+{
+    struct relay *r = end->relay;
+
+    if (!r->running) {
+        end->readable = true;
+        r->early(r->arg);
+        return;
+    }
+    int error = pending_error(end);
+    if (error < 0)
+        finish(r, -error);
+}
+
+/* Those that have been silent since are asked once; for the others it is too early. */
+static void check_doubts(void *arg)
+{
+    struct relay_pool *pool = arg;
+    uint64_t now = loop_now(pool->loop);
+    struct link round, *first;
+
+    list_init(&round);
+    list_insert_after(&pool->doubted, &round);
+    list_remove(&pool->doubted); /* `round` now heads all of them */
+    while ((first = list_first(&round)) != NULL) {
+        struct relay_end *end = CONTAINER_OF(first, struct relay_end, doubt);
+        list_remove(first);
+        if (now - end->doubted_ms < DOUBT_MS) {
+            list_push_back(&pool->doubted, first);
+            continue;
+        }
+        check_end(end);
+    }
+    if (!list_empty(&pool->doubted))
+        loop_timer_start(pool->loop, &pool->doubt_timer, DOUBT_MS, check_doubts, pool);
+}
+
 /* Does nobody read or write this end now, so that no call would hear of its error? */
 static bool unattended(const struct relay *r, unsigned i)
 {
@@ -423,12 +492,10 @@ static void on_ready(void *arg, unsigned ready)
 {
     struct relay_end *end = arg;
     struct relay *r = end->relay;
-    unsigned i = end == &r->ends[1];
-    bool failed = (ready & LOOP_WRITE) && !end->watch_write;
 
     if (ready & (LOOP_READ | LOOP_CLOSED))
         end->readable = true;
-    if (ready & LOOP_CLOSED || failed)
+    if (ready & LOOP_CLOSED)
         end->drain = true;
     if (ready & LOOP_WRITE)
         end->writable = true;
@@ -436,11 +503,9 @@ static void on_ready(void *arg, unsigned ready)
         r->early(r->arg);
         return;
     }
-    int error = (ready & LOOP_WRITE) && unattended(r, i) ? pending_error(end) : 0;
-    if (error < 0)
-        finish(r, -error);
-    else
-        go_on(r);
+    if (unattended(r, end == &r->ends[1]) && list_empty(&end->doubt))
+        doubt(end);
+    go_on(r);
 }
 
 static int attach(struct relay *r, unsigned i, int fd)
@@ -448,6 +513,7 @@ static int attach(struct relay *r, unsigned i, int fd)
     struct relay_end *end = &r->ends[i];
 
     *end = (struct relay_end){.relay = r, .fd = fd, .writable = true};
+    list_init(&end->doubt);
     int error = loop_watch(r->loop, &end->io, fd, LOOP_READ | LOOP_EDGE, on_ready, end);
     if (error < 0)
         end->fd = -1;
@@ -475,12 +541,14 @@ long relay_read_early(struct relay *r, void *buf, size_t cap)
     int error = n < 0 ? -errno : 0;
     if (n < (long)cap && (n < 0 || !end->drain))
         end->readable = false;
+    if (n > 0 && !end->readable)
+        doubt(end);
     return error < 0 ? error : n;
 }
 
 int relay_early_error(const struct relay *r)
 {
-    return r->ends[0].drain ? -pending_error(&r->ends[0]) : 0;
+    return -pending_error(&r->ends[0]);
 }
 
 int relay_push(struct relay *r, unsigned way, const void *bytes, size_t len)

@@ -12,17 +12,19 @@
 
 /* What the relays of one loop share: the pipes that nobody uses now, and a buffer for copying. */
 struct relay_pool;
-struct relay_pool *relay_pool_new(void);       /* NULL when out of memory */
-void relay_pool_free(struct relay_pool *pool); /* after the last relay was closed */
+struct relay_pool *relay_pool_new(struct loop *loop); /* NULL when out of memory */
+void relay_pool_free(struct relay_pool *pool);        /* after the last relay was closed */
 
 struct relay_end {
     struct relay *relay;
     int fd; /* -1: none */
     struct loop_io io;
-    bool readable;    /* there may be something to read: bytes, a FIN or an error */
-    bool writable;    /* false: the socket's buffer is full, its turn is waited for */
-    bool watch_write; /* writability is watched: the socket's buffer was full once */
-    bool drain;       /* a FIN or an error is due: a short read is not the end of what comes */
+    bool readable;     /* there may be something to read: bytes, a FIN or an error */
+    bool writable;     /* false: the socket's buffer is full, its turn is waited for */
+    bool watch_write;  /* writability is watched: the socket's buffer was full once */
+    bool drain;        /* a FIN is due: a short read is not the end of what comes */
+    struct link doubt; /* in the pool's list of those that may have an error unheard of */
+    uint64_t doubted_ms;
 };
 
 struct relay_pipe;
@@ -74,7 +76,7 @@ int relay_init(struct relay *r, struct loop *loop, struct relay_pool *pool, int 
  * once it is drained.
  */
 long relay_read_early(struct relay *r, void *buf, size_t cap);
-/* The errno of the first end where an event told of one, else 0; before relay_run(). */
+/* The errno that waits at the first end, else 0; before relay_run(). */
 int relay_early_error(const struct relay *r);
 /* Bytes to be sent in front of all others; before relay_run(). 0 or -ENOMEM. */
 int relay_push(struct relay *r, unsigned way, const void *bytes, size_t len);
