@@ -52,7 +52,8 @@ class Culvert:
     def __init__(self, space, *argv, env=None, **kwargs):
         self.space = space
         self.lines = []
-        self.checked = False
+        self.checked = False  # its end is known and was judged
+        self.stopped = False
         self.process = space.popen(
             CULVERT, *argv, stderr=subprocess.PIPE, text=True, errors="replace",
             env={**os.environ, **SANITIZER_ENV, **(env or {})}, **kwargs)
@@ -159,6 +160,9 @@ class Culvert:
 
     def stop(self, signo=signal.SIGTERM):
         """Ask it to stop and see that it does so cleanly."""
+        if self.stopped:
+            return
+        self.stopped = True
         if self.checked:
             self.kill()
             return
@@ -219,8 +223,7 @@ class Tunnel(Culvert):
             sock.sendto(bytes(packet), (self.device, protocol))
 
     def stop(self, signo=signal.SIGTERM):
-        if self.checked:
-            super().stop(signo)
+        if self.stopped:
             return
         try:
             super().stop(signo)

