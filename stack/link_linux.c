@@ -7,12 +7,17 @@
  * A device that nobody uses must not wake its process. The kernel would send router
  * solicitations from a link-local address, so none is generated (addrgenmode none, set before the
  * link goes up); NODAD spares the neighbour solicitations of duplicate address detection.
+ *
+ * Linux makes an IPv6 address its own from a work queue, some time after it was added or after the
+ * link went up. Until then it may be bound to, but what is sent to it is dropped: the first SYN
+ * would go out and its answer be lost. So both calls wait until the address is reached.
  */
 #include "stack/link.h"
 
 #include <errno.h>
 #include <net/if.h>
 #include <string.h>
+#include <time.h>
 
 #include <libmnl/libmnl.h>
 #include <linux/if_addr.h>
@@ -21,7 +26,12 @@
 
 #include "core/base/log.h"
 
-enum { REQUEST_SIZE = 512, REPLY_SIZE = 16384 };
+enum {
+    REQUEST_SIZE = 512,
+    REPLY_SIZE = 16384,
+    SETTLE_TRIES = 200,    /* one every 5 ms: one second at most */
+    SETTLE_ADDRESSES = 16, /* of one link, that are waited for */
+};
 
 /* A request under construction; libmnl aligns within it. */
 struct request {
@@ -153,23 +163,36 @@ static int on_link_attribute(const struct nlattr *attribute, void *arg)
     return MNL_CB_OK;
 }
 
+/* What RTM_GETLINK tells. */
+struct link_state {
+    uint32_t mtu;
+    bool up;
+};
+
 static int on_link(const struct nlmsghdr *header, void *arg)
 {
-    return mnl_attr_parse(header, sizeof(struct ifinfomsg), on_link_attribute, arg);
+    struct link_state *state = arg;
+    const struct ifinfomsg *info = mnl_nlmsg_get_payload(header);
+    state->up = (info->ifi_flags & IFF_UP) != 0;
+    return mnl_attr_parse(header, sizeof(*info), on_link_attribute, &state->mtu);
+}
+
+static int get_link(const char *name, struct link_state *out)
+{
+    struct request r;
+    struct ifinfomsg *info;
+    *out = (struct link_state){0};
+    int error = begin_link(&r, RTM_GETLINK, name, &info);
+    return error < 0 ? error : talk(&r, on_link, out);
 }
 
 int link_get_mtu(const char *name)
 {
-    struct request r;
-    struct ifinfomsg *info;
-    int error = begin_link(&r, RTM_GETLINK, name, &info);
+    struct link_state state;
+    int error = get_link(name, &state);
     if (error < 0)
         return error;
-    uint32_t mtu = 0;
-    error = talk(&r, on_link, &mtu);
-    if (error < 0)
-        return error;
-    return mtu > 0 && mtu <= INT32_MAX ? (int)mtu : -ENODATA;
+    return state.mtu > 0 && state.mtu <= INT32_MAX ? (int)state.mtu : -ENODATA;
 }
 
 /* Refused where the machine has no IPv6: then there is nothing to be silenced either. */
@@ -185,20 +208,6 @@ static void silence_ipv6(const char *name)
     mnl_attr_nest_end(r.header, inet6);
     mnl_attr_nest_end(r.header, families);
     (void)talk(&r, NULL, NULL);
-}
-
-int link_set_up(const char *name, bool up)
-{
-    struct request r;
-    struct ifinfomsg *info;
-    if (up)
-        silence_ipv6(name);
-    int error = begin_link(&r, RTM_NEWLINK, name, &info);
-    if (error < 0)
-        return error;
-    info->ifi_change = IFF_UP;
-    info->ifi_flags = up ? IFF_UP : 0;
-    return talk(&r, NULL, NULL);
 }
 
 /* --- its addresses -------------------------------------------------------------------------- */
@@ -223,9 +232,119 @@ static int change_address(const char *name, const struct cidr *address, uint16_t
     return talk(&r, NULL, NULL);
 }
 
+/* --- waiting for IPv6 ----------------------------------------------------------------------- */
+
+static int on_route(const struct nlmsghdr *header, void *arg)
+{
+    const struct rtmsg *route = mnl_nlmsg_get_payload(header);
+    bool *local = arg;
+    *local = route->rtm_type == RTN_LOCAL;
+    return MNL_CB_OK;
+}
+
+/* Would the kernel take a packet to that IPv6 address as its own? */
+static bool is_reached(const struct addr *a)
+{
+    struct request r;
+    request_begin(&r, RTM_GETROUTE, NLM_F_ACK);
+    struct rtmsg *route = mnl_nlmsg_put_extra_header(r.header, sizeof(*route));
+    route->rtm_family = AF_INET6;
+    route->rtm_dst_len = 128;
+    mnl_attr_put(r.header, RTA_DST, sizeof(a->bytes), a->bytes);
+    bool local = false;
+    return talk(&r, on_route, &local) == 0 && local;
+}
+
+static void settle(const struct addr *a)
+{
+    const struct timespec pause = {.tv_nsec = 5 * 1000 * 1000};
+    for (int i = 0; i < SETTLE_TRIES && !is_reached(a); i++)
+        nanosleep(&pause, NULL);
+}
+
+/* The IPv6 addresses of one link. */
+struct address_list {
+    unsigned index;
+    size_t count;
+    struct addr items[SETTLE_ADDRESSES];
+};
+
+static int on_address_attribute(const struct nlattr *attribute, void *arg)
+{
+    const struct nlattr **local = arg;
+    uint16_t type = mnl_attr_get_type(attribute);
+    if (type == IFA_LOCAL || (type == IFA_ADDRESS && !*local))
+        *local = attribute; /* IFA_ADDRESS is the peer's where there is IFA_LOCAL too */
+    return MNL_CB_OK;
+}
+
+/* The address that an RTM_NEWADDR message is about. */
+static bool read_address(const struct nlmsghdr *header, struct addr *out)
+{
+    const struct ifaddrmsg *message = mnl_nlmsg_get_payload(header);
+    const struct nlattr *local = NULL;
+    if (mnl_attr_parse(header, sizeof(*message), on_address_attribute, &local) < 0 || !local)
+        return false;
+    bool v4 = message->ifa_family == AF_INET;
+    if (mnl_attr_get_payload_len(local) != (v4 ? 4 : 16))
+        return false;
+    *out =
+        v4 ? addr_from_v4(mnl_attr_get_payload(local)) : addr_from_v6(mnl_attr_get_payload(local));
+    return true;
+}
+
+static int on_own_address(const struct nlmsghdr *header, void *arg)
+{
+    struct address_list *list = arg;
+    const struct ifaddrmsg *message = mnl_nlmsg_get_payload(header);
+    struct addr a;
+    if (message->ifa_index == list->index && list->count < SETTLE_ADDRESSES &&
+        read_address(header, &a) && !addr_is_v4(&a))
+        list->items[list->count++] = a;
+    return MNL_CB_OK;
+}
+
+static void begin_address_dump(struct request *r)
+{
+    request_begin(r, RTM_GETADDR, NLM_F_DUMP);
+    struct ifaddrmsg *message = mnl_nlmsg_put_extra_header(r->header, sizeof(*message));
+    message->ifa_family = AF_UNSPEC;
+}
+
+static void settle_all(const char *name)
+{
+    struct request r;
+    struct address_list list = {.index = if_nametoindex(name)};
+    begin_address_dump(&r);
+    if (talk(&r, on_own_address, &list) < 0)
+        return;
+    for (size_t i = 0; i < list.count; i++)
+        settle(&list.items[i]);
+}
+
+int link_set_up(const char *name, bool up)
+{
+    struct request r;
+    struct ifinfomsg *info;
+    if (up)
+        silence_ipv6(name);
+    int error = begin_link(&r, RTM_NEWLINK, name, &info);
+    if (error < 0)
+        return error;
+    info->ifi_change = IFF_UP;
+    info->ifi_flags = up ? IFF_UP : 0;
+    error = talk(&r, NULL, NULL);
+    if (error == 0 && up)
+        settle_all(name);
+    return error;
+}
+
 int link_add_address(const char *name, const struct cidr *address)
 {
     int error = change_address(name, address, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL);
+    struct link_state state;
+    if (error == 0 && !addr_is_v4(&address->addr) && get_link(name, &state) == 0 && state.up)
+        settle(&address->addr);
     return error == -EEXIST ? 0 : error;
 }
 
@@ -241,31 +360,12 @@ struct holder {
     unsigned found; /* 0: nobody */
 };
 
-static int on_address_attribute(const struct nlattr *attribute, void *arg)
-{
-    const struct nlattr **local = arg;
-    uint16_t type = mnl_attr_get_type(attribute);
-    if (type == IFA_LOCAL || (type == IFA_ADDRESS && !*local))
-        *local = attribute; /* IFA_ADDRESS is the peer's where there is IFA_LOCAL too */
-    return MNL_CB_OK;
-}
-
 static int on_address(const struct nlmsghdr *header, void *arg)
 {
     struct holder *h = arg;
     const struct ifaddrmsg *message = mnl_nlmsg_get_payload(header);
-    const struct nlattr *local = NULL;
-    if (mnl_attr_parse(header, sizeof(*message), on_address_attribute, &local) < 0 || !local)
-        return MNL_CB_OK;
     struct addr a;
-    uint16_t len = mnl_attr_get_payload_len(local);
-    if (message->ifa_family == AF_INET && len == 4)
-        a = addr_from_v4(mnl_attr_get_payload(local));
-    else if (message->ifa_family == AF_INET6 && len == 16)
-        a = addr_from_v6(mnl_attr_get_payload(local));
-    else
-        return MNL_CB_OK;
-    if (message->ifa_index != h->own && addr_equal(&a, h->wanted))
+    if (message->ifa_index != h->own && read_address(header, &a) && addr_equal(&a, h->wanted))
         h->found = message->ifa_index;
     return MNL_CB_OK;
 }
@@ -273,10 +373,8 @@ static int on_address(const struct nlmsghdr *header, void *arg)
 bool link_address_in_use(const struct addr *a, const char *name, char other[16])
 {
     struct request r;
-    request_begin(&r, RTM_GETADDR, NLM_F_DUMP);
-    struct ifaddrmsg *message = mnl_nlmsg_put_extra_header(r.header, sizeof(*message));
-    message->ifa_family = AF_UNSPEC;
     struct holder h = {.wanted = a, .own = if_nametoindex(name)};
+    begin_address_dump(&r);
     if (talk(&r, on_address, &h) < 0 || h.found == 0)
         return false;
     return if_indextoname(h.found, other) != NULL;
