@@ -9,6 +9,7 @@
  *
  *   TUNSETOFFLOAD   from everything down to nothing; the first set it takes are our caps
  *   TUNGETIFF       is the vnet header on? A device that was taken over may have kept it
+ *   a write         of zeros: is there a packet information header too? (TUNGETIFF does not tell)
  *   TUNGETVNETHDRSZ how long is it? A descriptor's former owner may have changed it
  *   TUNSETVNETLE    fields little-endian whatever the machine; else the machine's own order
  */
@@ -128,8 +129,6 @@ static void write_vnet(const struct tun *t, const struct offload *o, uint8_t *at
         h.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
         h.csum_start = to_vnet(t, o->csum_start);
         h.csum_offset = to_vnet(t, o->csum_offset);
-    } else if (o && o->csum == PACKET_CSUM_VERIFIED) {
-        h.flags = VIRTIO_NET_HDR_F_DATA_VALID;
     }
     if (o && o->gso != PACKET_GSO_NONE) {
         h.gso_type = gso_to_vnet(o->gso);
@@ -306,6 +305,18 @@ static bool in_our_namespace(int fd)
     return same;
 }
 
+/*
+ * Was the device made without IFF_NO_PI? Linux 6.18's TUNGETIFF reports that flag set in any case.
+ * But without packet information the first byte after the vnet header tells the IP version, and a
+ * zero there is EINVAL, while with it these zeros are a packet of a protocol that nobody takes:
+ * swallowed, or EIO where the link is down.
+ */
+static bool has_packet_information(int fd, size_t vnet_len)
+{
+    const uint8_t zeros[sizeof(struct tun_pi) + VNET_HEADER_MAX + 1] = {0};
+    return write(fd, zeros, sizeof(struct tun_pi) + vnet_len + 1) > 0 || errno == EIO;
+}
+
 /* Make a device of an attached descriptor. NULL and `*error`; the descriptor stays the caller's. */
 static struct device *device_over(int fd, const struct ifreq *request, bool offload, int *error)
 {
@@ -370,7 +381,7 @@ failed:
     return NULL;
 }
 
-/* Is it a TUN without the packet information header? 0 or -errno. */
+/* Is it a TUN? Makes the descriptor non-blocking. 0 or -errno. */
 static int check_adoptable(int fd, struct ifreq *request)
 {
     *request = (struct ifreq){0};
@@ -378,8 +389,6 @@ static int check_adoptable(int fd, struct ifreq *request)
         return errno == ENOTTY || errno == EINVAL || errno == EOPNOTSUPP ? -ENOTTY : -errno;
     if (!(request->ifr_flags & IFF_TUN))
         return -EPROTOTYPE;
-    if (!(request->ifr_flags & IFF_NO_PI))
-        return -EPROTO;
     int flags = fcntl(fd, F_GETFL);
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
         return -errno;
@@ -395,6 +404,11 @@ struct device *device_tun_adopt(int fd, unsigned mtu, bool offload, int *error)
     struct device *d = device_over(fd, &request, offload, error);
     if (!d)
         return NULL;
+    if (has_packet_information(fd, tun_of(d)->vnet_len)) {
+        free(tun_of(d));
+        *error = -EPROTO;
+        return NULL;
+    }
     if (mtu == 0 && in_our_namespace(fd))
         mtu = mtu_by_name(d->name);
     d->mtu = mtu > 0 ? mtu : MTU_DEFAULT;
