@@ -11,7 +11,7 @@
  * taken to come from the fake destination with the same port that was used last and whose real
  * address is not known yet, unless the application itself sends to that real address. From then
  * on the pair is fixed, and other real addresses are strangers: full-cone answers that reach the
- * application as themselves.
+ * application as themselves. Two names with one address on one socket cannot be told apart.
  */
 #ifndef CULVERT_UDP_PEERS_H
 #define CULVERT_UDP_PEERS_H
