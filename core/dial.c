@@ -356,7 +356,11 @@ static void lose(struct dial *d, struct attempt *a, enum dial_status status)
     bool was_plain = a == d->plain || d->handshake == HANDSHAKE_PLAIN;
     bool refused_choice = status == DIAL_AUTH && a->client.failure == SOCKS5_FAILURE_METHOD &&
                           d->proxy->url->has_credentials;
+    /* It spoke with us and would not go on: no reply of RFC 1928's, but an answer. */
+    bool answered = status == DIAL_AUTH || (status == DIAL_CLOSED && a->told_method);
     struct endpoint peer = a->peer;
+    if (a == d->plain && d->talking && answered)
+        judge(d, a);
     close_attempt(d, a);
     if (!was_plain) {
         bool repeat = refused_choice || (d->handshake == HANDSHAKE_TRIAL && status != DIAL_AUTH);
@@ -368,7 +372,7 @@ static void lose(struct dial *d, struct attempt *a, enum dial_status status)
             start_plain(d, &peer);
         if (d->plain)
             return;
-    } else if (d->talking) {
+    } else if (d->talking && !answered) {
         return; /* the hedge failed; the trial may yet get its reply */
     }
     log_bad_proxy(d, status);

@@ -16,6 +16,7 @@ class Proxy:
         self.udp_max = limits.get("udp_max", 0)  # largest datagram it carries; 0: no UDP
         self.tells = limits.get("tells", True)  # reports a refused CONNECT before it says yes
         self.codes = limits.get("codes", True)  # ... and by a reply code, not only by closing
+        self.half_close = limits.get("half_close", True)  # one FIN does not end both directions
         self.process = None
 
     @property
@@ -61,7 +62,7 @@ socks pass {{ from: 0/0 to: 0/0 }}
 
 
 def start_microsocks(lab, _folder, port=1082, credentials=""):
-    proxy = Proxy("microsocks", lab.proxy4, port, credentials=credentials)
+    proxy = Proxy("microsocks", lab.proxy4, port, credentials=credentials, half_close=False)
     login = []
     if credentials:
         user, password = credentials.split(":")
@@ -122,7 +123,7 @@ def start_shadowsocks(lab, _folder, port=1084):
     secret = ["-k", "tests-only", "-m", "chacha20-ietf-poly1305"]
     server = Proxy("ss-server", None, 8388)
     server.start(lab.mid, "ss-server", "-s", "127.0.0.1", "-p", 8388, "-u", *secret)
-    proxy = Proxy("ss-local", lab.proxy4, port, udp_max=1400, tells=False)
+    proxy = Proxy("ss-local", lab.proxy4, port, udp_max=1400, tells=False, half_close=False)
     proxy.start(lab.mid, "ss-local", "-s", "127.0.0.1", "-p", 8388, "-b", lab.proxy4, "-l", port,
                 "-u", *secret)
     close_client = proxy.close

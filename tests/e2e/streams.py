@@ -49,6 +49,7 @@ def serve_stream(sock):
     """A server for one connection: mode, seed and length come first, then
 
     U  take the stream, check it, wait for FIN, answer "ok" or what is wrong, FIN
+    V  the same, but answer without waiting for FIN
     D  give the stream, FIN, wait for FIN
     L  give the stream and FIN at once, then take as much until FIN; the verdict is in the end:
        FIN for right, reset for wrong (nothing can be sent any more)
@@ -60,8 +61,8 @@ def serve_stream(sock):
             return
         head += data
     mode, (seed, total) = head[:1], struct.unpack("!IQ", head[1:])
-    if mode == b"U":
-        sock.sendall(_verdict(sock, seed, total))
+    if mode in (b"U", b"V"):
+        sock.sendall(_verdict(sock, seed, total, until_end=mode == b"U"))
     elif mode == b"D":
         send(sock, seed, total)
         sock.shutdown(socket.SHUT_WR)
@@ -76,20 +77,22 @@ def serve_stream(sock):
 verdicts = []  # of mode L, in the order of their ends
 
 
-def _verdict(sock, seed, total):
+def _verdict(sock, seed, total, until_end=True):
     try:
         expect(sock, seed, total)
-        expect_end(sock)
+        if until_end:
+            expect_end(sock)
     except AssertionError as problem:
         return f"server saw: {problem}".encode()
     return b"ok"
 
 
-def upload(sock, seed, total):
+def upload(sock, seed, total, half_close=True):
     """Send a stream to the stream server, FIN, and fail unless all of it arrived as sent."""
-    ask(sock, b"U", seed, total)
+    ask(sock, b"U" if half_close else b"V", seed, total)
     send(sock, seed, total)
-    sock.shutdown(socket.SHUT_WR)
+    if half_close:
+        sock.shutdown(socket.SHUT_WR)
     verdict = b""
     while data := sock.recv(1 << 16):
         verdict += data

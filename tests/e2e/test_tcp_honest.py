@@ -113,6 +113,17 @@ def test_rejected_credentials_are_a_refusal(lab, rude):
         assert "hunter3y" not in tunnel.log
 
 
+def test_deaf_proxy_s_no_is_heard(lab, rude):
+    """The plain handshake that follows a trial of pipelining fails: that is the answer."""
+    for behaviour in ({"auth": ("alice", "other")}, {"cut": {"request": 0}}, {"reply": 5}):
+        rude.tame()
+        rude.auth, rude.deaf = ("alice", "secret"), True
+        for key, value in behaviour.items():
+            setattr(rude, key, value)
+        with lab.tunnel(f"socks5://alice:secret@{rude.host}:{rude.port}") as tunnel:
+            assert_fails(tunnel.app, lab.world4, REFUSED, within=AT_ONCE + 1)
+
+
 def test_credentials_are_decoded_and_sent(lab, rude):
     rude.auth = ("al:ice", "p@ss/wörd")
     with lab.tunnel(f"socks5://al%3Aice:p%40ss%2Fw%C3%B6rd@{rude.host}:{rude.port}") as tunnel:
