@@ -29,16 +29,25 @@ u32_t sys_now(void)
 
 /* --- lwIP's way out ------------------------------------------------------------------------------ */
 
+/* A packet in more pieces than the device layer takes, as one piece. */
+static int flatten(const struct pbuf *p, struct iovec iov[OUTPUT_IOV_MAX])
+{
+    static uint8_t flat[PACKET_SIZE_MAX]; /* tot_len is 16 bits */
+    iov[1].iov_base = flat;
+    iov[1].iov_len = pbuf_copy_partial(p, flat, p->tot_len, 0);
+    return 2;
+}
+
 static int gather(const struct pbuf *p, struct iovec iov[OUTPUT_IOV_MAX])
 {
     int n = 1; /* iov[0] is the device's */
-    for (; p != NULL; p = p->next) {
-        if (p->len == 0)
+    for (const struct pbuf *q = p; q != NULL; q = q->next) {
+        if (q->len == 0)
             continue;
         if (n == OUTPUT_IOV_MAX)
-            return -1;
-        iov[n].iov_base = p->payload;
-        iov[n].iov_len = p->len;
+            return flatten(p, iov);
+        iov[n].iov_base = q->payload;
+        iov[n].iov_len = q->len;
         n++;
     }
     return n;

@@ -440,6 +440,32 @@ static void test_download_is_cut_to_the_mss_without_tso(void **state)
     }
 }
 
+/* More pieces in one segment than a packet has room for pieces. */
+static void test_many_small_pieces(void **state)
+{
+    struct fixture f;
+    (void)state;
+    for (int tso = 0; tso < 2; tso++) {
+        setup_with(&f, (struct device_caps){.csum = tso, .tso = tso});
+        struct peer p = connect_peer(&f, false);
+        struct test_chunk *c = new_chunk();
+        enum { PIECES = 200, PIECE = 10 };
+        for (size_t i = 0; i < PIECES; i++)
+            assert_int_equal(conn_send(f.stack, f.last, &c->chunk, c->bytes + i * 37, PIECE), 0);
+        conn_flush(f.stack, f.last);
+        size_t total = 0;
+        while (pop(&f, &got)) {
+            assert_int_equal(got.seq, p.ack + total);
+            for (size_t i = 0; i < got.payload_len; i++, total++)
+                assert_int_equal(got.payload[i], c->bytes[total / PIECE * 37 + total % PIECE]);
+        }
+        assert_int_equal(total, PIECES * PIECE);
+        drop(&f);
+        free(c);
+        teardown(&f);
+    }
+}
+
 static void test_lost_segment_is_sent_again(void **state)
 {
     struct fixture f;
@@ -739,6 +765,7 @@ int main(void)
         cmocka_unit_test(test_lone_segment_waits_for_a_ride),
         cmocka_unit_test(test_download_comes_in_super_packets_with_tso),
         cmocka_unit_test(test_download_is_cut_to_the_mss_without_tso),
+        cmocka_unit_test(test_many_small_pieces),
         cmocka_unit_test(test_lost_segment_is_sent_again),
         cmocka_unit_test(test_closed_window_is_probed_and_opens),
         cmocka_unit_test(test_room_is_told_when_no_edge_moves),
