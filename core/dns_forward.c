@@ -325,7 +325,7 @@ static bool is_bare_refusal(const uint8_t *message, size_t len)
     reader_skip(&r, 2);
     uint16_t flags = reader_u16(&r);
     uint16_t questions = reader_u16(&r);
-    return !r.bad && (flags & DNS_FLAG_QR) && (flags & DNS_FLAG_RCODE) && questions == 0;
+    return (flags & DNS_FLAG_RCODE) && questions == 0;
 }
 
 /* One message of the server. False: nonsense, the connection is not to be trusted any further. */
@@ -333,7 +333,8 @@ static bool take_answer(struct upstream *u, uint8_t *message, size_t len)
 {
     struct reader r = reader_over(message, len);
     uint16_t id = reader_u16(&r);
-    if (len < DNS_HEADER_SIZE)
+    uint16_t flags = reader_u16(&r);
+    if (len < DNS_HEADER_SIZE || !(flags & DNS_FLAG_QR) || (flags & DNS_FLAG_OPCODE))
         return false;
     struct exchange *e = find_id(u->forward, id);
     if (!e || e->upstream != u)

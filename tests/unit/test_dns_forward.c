@@ -384,9 +384,19 @@ static void test_garbage_closes_the_connection(void **state)
     assert_int_equal(recv(fake_dials.servers[0], frame, 1, 0), 0);
     assert_int_equal(fake_dials.started, 2);
     assert_true(next_query(1, &q));
+    send_bytes(1, "\0\15HTTP/1.1 400\r", 15); /* of nobody's id, but not an answer either */
+    fake_loop_settle(lab->loop);
+    assert_failed(&a);
+    assert_int_equal(recv(fake_dials.servers[1], frame, 1, 0), 0);
+
+    ask(lab, &a, "a.test");
+    fake_loop_settle(lab->loop);
+    hang_up(2);
+    fake_loop_settle(lab->loop);
+    assert_true(next_query(3, &q));
     size_t len = make_answer(&q, "no", frame);
     frame[2 + DNS_HEADER_SIZE + 1] = 'b'; /* the right id, another question */
-    send_bytes(1, frame, len);
+    send_bytes(3, frame, len);
     fake_loop_settle(lab->loop);
     assert_failed(&a);
     assert_int_equal(lab->kept, 0);
