@@ -13,9 +13,17 @@ clean_up_on_exit() {
     trap 'interrupted 143' TERM
 }
 
+# A process and all that it started: compilers, tests, the programs of tests.
+kill_tree() {
+    for descendant in $(cat /proc/"$1"/task/*/children 2>/dev/null); do
+        kill_tree "$descendant"
+    done
+    kill "$1" 2>/dev/null || true
+}
+
 interrupted() {
     trap '' HUP INT TERM
-    [ -z "$child" ] || kill "$child" 2>/dev/null || true
+    [ -z "$child" ] || kill_tree "$child"
     [ -z "$child" ] || wait "$child" || true
     exit "$1"
 }
