@@ -13,7 +13,7 @@
 #include <netinet/in.h>
 #include <string.h>
 
-typedef uint64_t lanes_of_64 __attribute__((vector_size(32)));
+typedef uint64_t lanes __attribute__((vector_size(16)));
 
 /* The even number of bytes at the end that fill no vector, and an odd byte, padded with zero. */
 static uint64_t sum_tail(const uint8_t *at, size_t len, uint64_t sum)
@@ -35,21 +35,19 @@ static uint64_t sum_tail(const uint8_t *at, size_t len, uint64_t sum)
 uint64_t packet_sum(const void *bytes, size_t len, uint64_t sum)
 {
     const uint8_t *at = bytes;
-    if (len >= 2 * sizeof(lanes_of_64)) {
-        lanes_of_64 low = {0}, high = {0};
-        const uint64_t low_half = UINT32_MAX;
-        for (; len >= 2 * sizeof(lanes_of_64); at += 2 * sizeof(lanes_of_64)) {
-            lanes_of_64 a, b;
-            memcpy(&a, at, sizeof(a));
-            memcpy(&b, at + sizeof(a), sizeof(b));
-            low += (a & low_half) + (b & low_half);
-            high += (a >> 32) + (b >> 32);
-            len -= 2 * sizeof(lanes_of_64);
-        }
-        low += high;
-        sum += low[0] + low[1] + low[2] + low[3];
+    const uint64_t low_half = UINT32_MAX;
+    lanes low = {0}, high = {0};
+    for (; len >= 4 * sizeof(lanes); at += 4 * sizeof(lanes), len -= 4 * sizeof(lanes)) {
+        lanes a, b, c, d;
+        memcpy(&a, at, sizeof(a));
+        memcpy(&b, at + sizeof(lanes), sizeof(b));
+        memcpy(&c, at + 2 * sizeof(lanes), sizeof(c));
+        memcpy(&d, at + 3 * sizeof(lanes), sizeof(d));
+        low += (a & low_half) + (b & low_half) + (c & low_half) + (d & low_half);
+        high += (a >> 32) + (b >> 32) + (c >> 32) + (d >> 32);
     }
-    return sum_tail(at, len, sum);
+    low += high;
+    return sum_tail(at, len, sum + low[0] + low[1]);
 }
 
 uint16_t packet_sum_fold(uint64_t sum)
