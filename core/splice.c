@@ -37,7 +37,7 @@
 
 enum {
     COPY_BYTES = 16 * 1024,        /* a read that fills it is bulk */
-    PIPE_BYTES = 1024 * 1024,      /* asked for; what the kernel allows counts */
+    PIPE_BYTES = 512 * 1024,       /* asked for; what the kernel allows counts */
     PIPE_BYTES_MIN = 64 * 1024,    /* with less splicing does not pay */
     SHARE_BYTES = 2 * 1024 * 1024, /* one way in one go */
     PIPES_IDLE_MAX = 8,
