@@ -50,6 +50,10 @@ static int run_command(const struct options *o)
         return command_tun(o);
     case COMMAND_SERVE:
         return command_serve(o);
+    case COMMAND_UP:
+        return command_up(o);
+    case COMMAND_DOWN:
+        return command_down(o);
     case COMMAND_NONE:
         break;
     }

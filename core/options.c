@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <pwd.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -244,6 +245,64 @@ static bool parse_endpoints(struct parse *p, const struct option_spec *spec, con
     return true;
 }
 
+static bool parse_uid(const char *text, uint32_t *out)
+{
+    size_t digits = strspn(text, "0123456789");
+    if (digits == 0 || digits > 10 || text[digits] != '\0')
+        return false;
+    unsigned long long n = strtoull(text, NULL, 10);
+    *out = (uint32_t)n;
+    return n < UINT32_MAX; /* the last one means "none" */
+}
+
+/* A user's name may hold a dash; a range of numbers is no name. */
+static bool parse_uid_range(const char *value, struct uid_range *out)
+{
+    char first[16];
+    size_t len = strcspn(value, "-");
+    if (parse_uid(value, &out->first)) {
+        out->last = out->first;
+        return true;
+    }
+    if (value[len] == '-' && len < sizeof(first)) {
+        memcpy(first, value, len);
+        first[len] = '\0';
+        if (parse_uid(first, &out->first) && parse_uid(value + len + 1, &out->last))
+            return out->first <= out->last;
+    }
+    const struct passwd *user = getpwnam(value);
+    if (!user)
+        return false;
+    out->first = out->last = user->pw_uid;
+    return true;
+}
+
+static bool parse_uids(struct parse *p, const struct option_spec *spec, const char *value)
+{
+    struct uid_list *list = field_of(p, spec);
+    struct uid_range range;
+    if (!parse_uid_range(value, &range))
+        return fail(p,
+                    "--%s %.60s: must be a user of this machine, a user id or a range of them, "
+                    "such as 1000-1999",
+                    spec->name, value);
+    if (list->count == OPTIONS_LIST_MAX)
+        return fail(p, "--%s: at most %d may be given", spec->name, OPTIONS_LIST_MAX);
+    list->items[list->count++] = range;
+    return true;
+}
+
+static bool parse_paths(struct parse *p, const struct option_spec *spec, const char *value)
+{
+    struct path_list *list = field_of(p, spec);
+    if (*value == '\0')
+        return fail(p, "--%s: the path is empty", spec->name);
+    if (list->count == OPTIONS_LIST_MAX)
+        return fail(p, "--%s: at most %d may be given", spec->name, OPTIONS_LIST_MAX);
+    list->items[list->count++] = value;
+    return true;
+}
+
 /* The value is a secret: no message quotes it. */
 static bool parse_credentials(struct parse *p, const struct option_spec *spec, const char *value)
 {
@@ -284,6 +343,10 @@ static bool parse_value(struct parse *p, const struct option_spec *spec, const c
         return parse_endpoint(p, spec, value, field_of(p, spec));
     case OPTION_ENDPOINTS:
         return parse_endpoints(p, spec, value);
+    case OPTION_UIDS:
+        return parse_uids(p, spec, value);
+    case OPTION_PATHS:
+        return parse_paths(p, spec, value);
     case OPTION_CREDENTIALS:
         return parse_credentials(p, spec, value);
     }
@@ -434,9 +497,13 @@ static enum options_verdict read_command(struct parse *p)
         p->out->command = p->command->command;
         return OPTIONS_RUN;
     }
-    if (strstr(first, "://"))
-        (void)fail(p, "a command must come before the proxy's URL, as in culvert tun PROXY_URL");
-    else if (first[0] == '-')
+    if (strstr(first, "://") && first[0] != '-') { /* culvert PROXY_URL is culvert up PROXY_URL */
+        p->at--;
+        p->command = find_command("up");
+        p->out->command = p->command->command;
+        return OPTIONS_RUN;
+    }
+    if (first[0] == '-')
         (void)fail(p, "a command must come before %.60s; see culvert --help", first);
     else
         (void)fail(p, "unknown command %.60s; see culvert --help", first);

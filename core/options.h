@@ -20,7 +20,7 @@
 
 enum { OPTIONS_LIST_MAX = 16, OPTIONS_ERROR_MAX = 320 };
 
-enum command { COMMAND_NONE, COMMAND_TUN, COMMAND_SERVE };
+enum command { COMMAND_NONE, COMMAND_TUN, COMMAND_SERVE, COMMAND_UP, COMMAND_DOWN };
 enum icmp_mode { ICMP_DROP, ICMP_REPLY };
 
 struct cidr_list {
@@ -31,6 +31,31 @@ struct cidr_list {
 struct endpoint_list {
     struct endpoint items[OPTIONS_LIST_MAX];
     size_t count;
+};
+
+struct uid_range {
+    uint32_t first, last;
+};
+
+struct uid_list {
+    struct uid_range items[OPTIONS_LIST_MAX];
+    size_t count;
+};
+
+struct path_list {
+    const char *items[OPTIONS_LIST_MAX]; /* belong to argv */
+    size_t count;
+};
+
+/* Who and what `up` captures, and how the machine is set up for it. */
+struct up_options {
+    struct cidr_list bypass;
+    bool lan; /* networks with routes of their own stay direct */
+    struct uid_list include_uids, exclude_uids;
+    struct path_list include_cgroups, exclude_cgroups;
+    bool kill_switch;
+    bool dns_setup;
+    bool gateway;
 };
 
 /* --auth; user 1..255 bytes, password 0..255 (RFC 1929, 2), NUL-terminated. */
@@ -62,6 +87,8 @@ struct options {
 
     /* every socket towards the world */
     struct outbound_options outbound;
+    const char *resolver_conf; /* where the proxy's name is resolved; NULL: /etc/resolv.conf */
+    struct up_options up;
 
     /* serve */
     struct endpoint_list listens;

@@ -53,7 +53,8 @@ static void print_program(void)
         const struct command_spec *c = &command_table[i];
         printf("    culvert %-6s %-20s %s\n", c->name, c->usage, c->summary);
     }
-    puts("    culvert --version\n\n"
+    puts("    culvert PROXY_URL                   the same as culvert up PROXY_URL\n"
+         "    culvert --version\n\n"
          "See culvert COMMAND --help for a command's options.\n\n"
          "Exit status: 0 stopped on request; 1 the environment refused; 2 the command line is\n"
          "wrong. SIGTERM and SIGINT stop culvert and undo what it changed.");

@@ -4,6 +4,8 @@
 
 #define TUN   (1u << COMMAND_TUN)
 #define SERVE (1u << COMMAND_SERVE)
+#define UP    (1u << COMMAND_UP)
+#define DOWN  (1u << COMMAND_DOWN)
 
 #define FIELD(member) offsetof(struct options, member)
 
@@ -26,7 +28,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_LINK,
         .argument = "NAME",
         .fallback = "culvert0",
-        .commands = TUN,
+        .commands = TUN | UP,
         .offset = FIELD(tun_name),
         .help = "Name of the TUN device. It is created and vanishes with culvert; a persistent "
                 "device of that name is taken over and left as it was found.",
@@ -47,7 +49,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_NUMBER,
         .argument = "N",
         .fallback = "1500",
-        .commands = TUN,
+        .commands = TUN | UP,
         .offset = FIELD(mtu),
         .min = 1280,
         .max = 65535,
@@ -59,7 +61,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_CIDR,
         .argument = "CIDR",
         .fallback = DEFAULT_ADDRESSES,
-        .commands = TUN,
+        .commands = TUN | UP,
         .offset = FIELD(addresses),
         .help = "An address of the device with its range, IPv4 or IPv6. Repeatable; replaces the "
                 "defaults.",
@@ -69,7 +71,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_SWITCH,
         .argument = "on|off",
         .fallback = "on",
-        .commands = TUN,
+        .commands = TUN | UP,
         .offset = FIELD(offload),
         .help = "Let the kernel pass super-packets and unfinished checksums (vnet header, TSO, "
                 "USO), as far as it can.",
@@ -80,7 +82,7 @@ const struct option_spec option_table[] = {
         .argument = "fake|tcp|relay",
         .fallback = "fake",
         .choices = dns_choices,
-        .commands = TUN,
+        .commands = TUN | UP,
         .offset = FIELD(dns),
         .help = "What happens to DNS queries to any address. fake: A and AAAA are answered from "
                 "the fake range and the name goes to the proxy, other types go over TCP through "
@@ -92,7 +94,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_ENDPOINT,
         .argument = "ADDR[:PORT]",
         .fallback = "1.1.1.1",
-        .commands = TUN,
+        .commands = TUN | UP,
         .offset = FIELD(dns_server),
         .port = 53,
         .help = "The resolver that is asked over TCP, through the proxy.",
@@ -101,7 +103,7 @@ const struct option_spec option_table[] = {
         .name = "fake-range",
         .kind = OPTION_CIDR,
         .argument = "CIDR",
-        .commands = TUN,
+        .commands = TUN | UP,
         .offset = FIELD(fake_ranges),
         .help = "A range that fake addresses come from, IPv4 or IPv6. Repeatable. Default: the "
                 "ranges of --address.",
@@ -112,7 +114,7 @@ const struct option_spec option_table[] = {
         .argument = "associate|block",
         .fallback = "associate",
         .choices = udp_choices,
-        .commands = TUN,
+        .commands = TUN | UP,
         .offset = FIELD(limits.udp_mode),
         .help = "associate: UDP goes through the proxy (UDP ASSOCIATE). block: it is answered "
                 "with ICMP port unreachable at once, so that applications fall back to TCP.",
@@ -123,7 +125,7 @@ const struct option_spec option_table[] = {
         .argument = "drop|reply",
         .fallback = "drop",
         .choices = icmp_choices,
-        .commands = TUN,
+        .commands = TUN | UP,
         .offset = FIELD(icmp),
         .help = "Echo requests (ping) cannot go through SOCKS5. drop: no answer. reply: culvert "
                 "answers itself, whether the host lives or not.",
@@ -133,7 +135,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_NUMBER,
         .argument = "N",
         .fallback = "65536",
-        .commands = TUN,
+        .commands = TUN | UP,
         .offset = FIELD(limits.max_flows),
         .min = 1,
         .max = 1000000,
@@ -145,7 +147,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_SWITCH,
         .argument = "on|off",
         .fallback = "on",
-        .commands = TUN,
+        .commands = TUN | UP,
         .offset = FIELD(pipeline),
         .help = "Send greeting, credentials and request to the proxy without waiting in between, "
                 "where its answers allow it.",
@@ -173,7 +175,7 @@ const struct option_spec option_table[] = {
         .name = "mark",
         .kind = OPTION_NUMBER,
         .argument = "N",
-        .commands = TUN | SERVE,
+        .commands = TUN | UP | SERVE,
         .offset = FIELD(outbound.mark),
         .max = UINT32_MAX,
         .help = "Firewall mark of every socket that culvert opens itself, decimal or 0x "
@@ -183,24 +185,79 @@ const struct option_spec option_table[] = {
         .name = "bind-interface",
         .kind = OPTION_LINK,
         .argument = "IF",
-        .commands = TUN | SERVE,
+        .commands = TUN | UP | SERVE,
         .offset = FIELD(outbound.bind_interface),
         .help = "Network interface that every socket that culvert opens itself is bound to.",
     },
     {
         .name = "allow-loopback",
         .kind = OPTION_FLAG,
-        .commands = TUN | SERVE,
+        .commands = TUN | UP | SERVE,
         .offset = FIELD(outbound.allow_loopback),
         .help = "Let direct:// and serve lead to this host's own loopback addresses, which are "
                 "refused otherwise.",
+    },
+    {
+        .name = "bypass",
+        .kind = OPTION_CIDR,
+        .argument = "CIDR",
+        .commands = UP,
+        .offset = FIELD(up.bypass),
+        .help = "Packets to this range do not go through the proxy. Repeatable. DNS queries do "
+                "all the same.",
+    },
+    {
+        .name = "lan",
+        .kind = OPTION_SWITCH,
+        .argument = "on|off",
+        .fallback = "on",
+        .commands = UP,
+        .offset = FIELD(up.lan),
+        .help = "Leave directly connected networks, and whatever else has a more specific route "
+                "than the default one, alone. With --no-lan they go through the proxy too.",
+    },
+    {
+        .name = "include-uid",
+        .kind = OPTION_UIDS,
+        .argument = "UID|FIRST-LAST|USER",
+        .commands = UP,
+        .offset = FIELD(up.include_uids),
+        .help = "Only the traffic of this user, or this range of users, goes through the proxy. "
+                "Repeatable.",
+    },
+    {
+        .name = "exclude-uid",
+        .kind = OPTION_UIDS,
+        .argument = "UID|FIRST-LAST|USER",
+        .commands = UP,
+        .offset = FIELD(up.exclude_uids),
+        .help = "The traffic of this user, or this range of users, does not go through the proxy. "
+                "Repeatable; wins over --include-uid. A proxy that runs on this machine needs it.",
+    },
+    {
+        .name = "kill-switch",
+        .kind = OPTION_FLAG,
+        .commands = UP,
+        .offset = FIELD(up.kill_switch),
+        .help = "If culvert dies in whatever way, what it has captured is blocked until culvert "
+                "down, instead of going past the proxy.",
+    },
+    {
+        .name = "dns-setup",
+        .kind = OPTION_SWITCH,
+        .argument = "on|off",
+        .fallback = "on",
+        .commands = UP,
+        .offset = FIELD(up.dns_setup),
+        .help = "Make culvert this machine's resolver. With --no-dns-setup /etc/resolv.conf is "
+                "left alone; queries are captured on their way to whatever it names.",
     },
     {
         .name = "connect-timeout",
         .kind = OPTION_NUMBER,
         .argument = "SECONDS",
         .fallback = "10",
-        .commands = TUN | SERVE,
+        .commands = TUN | UP | SERVE,
         .offset = FIELD(outbound.connect_timeout_ms),
         .min = 1,
         .max = 3600,
@@ -212,7 +269,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_NUMBER,
         .argument = "SECONDS",
         .fallback = "7440",
-        .commands = TUN,
+        .commands = TUN | UP,
         .offset = FIELD(limits.tcp_idle_timeout_s),
         .min = 1,
         .max = 31536000,
@@ -224,7 +281,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_NUMBER,
         .argument = "SECONDS",
         .fallback = "60",
-        .commands = TUN | SERVE,
+        .commands = TUN | UP | SERVE,
         .offset = FIELD(limits.udp_idle_timeout_s),
         .min = 1,
         .max = 31536000,
@@ -237,7 +294,7 @@ const struct option_spec option_table[] = {
         .argument = "error|warn|info|debug|trace",
         .fallback = "info",
         .choices = log_choices,
-        .commands = TUN | SERVE,
+        .commands = TUN | UP | DOWN | SERVE,
         .offset = FIELD(log_level),
         .help = "How much is logged.",
     },
@@ -245,7 +302,7 @@ const struct option_spec option_table[] = {
         .name = "log-file",
         .kind = OPTION_PATH,
         .argument = "FILE",
-        .commands = TUN | SERVE,
+        .commands = TUN | UP | DOWN | SERVE,
         .offset = FIELD(log_file),
         .help = "Append the log to FILE instead of writing it to stderr.",
     },
@@ -268,6 +325,31 @@ const struct command_spec command_table[] = {
                 "is taken where it is left out; %XX stands for a special character in user and "
                 "password. Without PROXY_URL the environment's ALL_PROXY or all_proxy counts.\n"
                 "Wants CAP_NET_ADMIN and /dev/net/tun, unless --tun-fd passes a device.",
+    },
+    {
+        .name = "up",
+        .command = COMMAND_UP,
+        .wants_proxy = true,
+        .usage = "[options] PROXY_URL",
+        .summary = "route this machine's traffic through the proxy until stopped, then undo",
+        .help = "Creates a TUN device and policy rules that lead all traffic of this machine into "
+                "it, IPv4 and IPv6; DNS queries too, whatever resolver they are sent to. Local "
+                "networks stay direct. On SIGTERM or SIGINT everything is put back. What a killed "
+                "culvert has left behind is put back by culvert down, or by the next culvert up.\n"
+                "A proxy that runs on this machine must itself stay out of the tunnel: see "
+                "--exclude-uid, --bypass and --mark.\n"
+                "PROXY_URL is socks5://[USER[:PASSWORD]@]HOST[:PORT]; without it the "
+                "environment's ALL_PROXY or all_proxy counts. culvert PROXY_URL is the same as "
+                "culvert up PROXY_URL.\n"
+                "Wants root, or CAP_NET_ADMIN and /dev/net/tun.",
+    },
+    {
+        .name = "down",
+        .command = COMMAND_DOWN,
+        .usage = "",
+        .summary = "undo what an up that was killed has left behind",
+        .help = "Puts back routes, rules, settings and resolver as they were before a culvert up "
+                "that could not do it itself. Where there is nothing to undo it does nothing.",
     },
     {
         .name = "serve",

@@ -18,6 +18,8 @@ enum option_kind {
     OPTION_CIDR,        /* struct cidr_list: repeatable */
     OPTION_ENDPOINT,    /* struct endpoint: ADDR[:PORT], port `port` where left out */
     OPTION_ENDPOINTS,   /* struct endpoint_list: the same, repeatable */
+    OPTION_UIDS,        /* struct uid_list: UID, FIRST-LAST or a user's name, repeatable */
+    OPTION_PATHS,       /* struct path_list: not empty, repeatable */
     OPTION_CREDENTIALS, /* struct auth_option: USER:PASSWORD */
 };
 

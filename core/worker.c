@@ -205,6 +205,8 @@ static int start(struct run *r, const struct options *o)
     if (w->loop == NULL)
         return -ENOMEM;
     w->resolver = resolver_new(w->loop, &o->outbound);
+    if (w->resolver && o->resolver_conf)
+        resolver_set_servers(w->resolver, o->resolver_conf, 0);
     if (w->resolver)
         w->proxy = proxy_new(w->loop, w->resolver, &o->proxy, &o->outbound, o->pipeline);
     if (w->proxy == NULL)

@@ -162,6 +162,33 @@ static void test_serve(void **state)
     assert_string_equal(l.argv[7], "alice:***");
 }
 
+static void test_up(void **state)
+{
+    (void)state;
+    static struct line l;
+    parse_good(&l, "culvert socks5://user:secret@192.0.2.1");
+    assert_int_equal(l.options.command, COMMAND_UP);
+    assert_string_equal(l.options.proxy.password, "secret");
+    assert_null(strstr(l.argv[1], "secret"));
+    assert_true(l.options.up.lan && l.options.up.dns_setup && !l.options.up.kill_switch);
+
+    parse_good(&l, "culvert up --no-lan --no-dns-setup --kill-switch --bypass 192.0.2.0/24 "
+                   "--bypass 2001:db8::/32 --exclude-uid 1000 --exclude-uid 2000-2999 "
+                   "--include-uid root direct://");
+    const struct up_options *up = &l.options.up;
+    assert_true(!up->lan && !up->dns_setup && up->kill_switch);
+    assert_int_equal(up->bypass.count, 2);
+    assert_int_equal(up->exclude_uids.count, 2);
+    assert_int_equal(up->exclude_uids.items[0].last, 1000);
+    assert_int_equal(up->exclude_uids.items[1].first, 2000);
+    assert_int_equal(up->exclude_uids.items[1].last, 2999);
+    assert_int_equal(up->include_uids.items[0].first, 0);
+    assert_int_equal(up->include_uids.items[0].last, 0);
+
+    parse_good(&l, "culvert down");
+    assert_int_equal(l.options.command, COMMAND_DOWN);
+}
+
 static void test_help_and_version(void **state)
 {
     (void)state;
@@ -197,10 +224,20 @@ static void test_table_is_consistent(void **state)
         assert_true((spec->kind == OPTION_CHOICE) == (spec->choices != NULL));
         if (!spec->fallback || strchr(spec->fallback, ' '))
             continue;
-        bool tun = spec->commands & (1u << COMMAND_TUN);
+        static const struct {
+            enum command command;
+            const char *name, *url;
+        } commands[] = {
+            {COMMAND_TUN, "tun", " direct://"},
+            {COMMAND_UP, "up", " direct://"},
+            {COMMAND_SERVE, "serve", ""},
+        };
+        size_t c = 0;
+        while (!(spec->commands & (1u << commands[c].command)))
+            assert_true(++c < sizeof(commands) / sizeof(commands[0]));
         char text[256];
-        (void)snprintf(text, sizeof(text), "culvert %s --%s=%s%s", tun ? "tun" : "serve",
-                       spec->name, spec->fallback, tun ? " direct://" : "");
+        (void)snprintf(text, sizeof(text), "culvert %s --%s=%s%s", commands[c].name, spec->name,
+                       spec->fallback, commands[c].url);
         static struct line l;
         parse_good(&l, text);
         assert_true(options_given(&l.options, spec->name));
@@ -218,8 +255,14 @@ static void test_refused(void **state)
     } cases[] = {
         {"culvert", "no command"},
         {"culvert frobnicate", "unknown command frobnicate"},
-        {"culvert up direct://", "unknown command up"},
-        {"culvert direct://", "a command must come before"},
+        {"culvert up", "up wants a PROXY_URL"},
+        {"culvert up --bypass 10.0.0.0/33 direct://", "--bypass"},
+        {"culvert up --exclude-uid 2000-1000 direct://", "--exclude-uid 2000-1000"},
+        {"culvert up --exclude-uid 4294967295 direct://", "--exclude-uid"},
+        {"culvert up --exclude-uid nobody-such direct://", "--exclude-uid nobody-such"},
+        {"culvert up --tun-fd 3 direct://", "up has no option --tun-fd"},
+        {"culvert tun --kill-switch direct://", "tun has no option --kill-switch"},
+        {"culvert down direct://", "down takes options only"},
         {"culvert --mtu 1500 tun direct://", "a command must come before --mtu"},
         {"culvert tun", "tun wants a PROXY_URL"},
         {"culvert tun direct:// direct://", "one too many"},
@@ -411,6 +454,7 @@ int main(void)
         cmocka_unit_test(test_every_option_of_tun),
         cmocka_unit_test(test_switches),
         cmocka_unit_test(test_serve),
+        cmocka_unit_test(test_up),
         cmocka_unit_test(test_help_and_version),
         cmocka_unit_test(test_table_is_consistent),
         cmocka_unit_test(test_refused),

@@ -1,0 +1,260 @@
+/*
+ * `culvert up`: the machine's traffic through the proxy, and everything back in the end.
+ *
+ *   lock -> undo what a killed one left -> device -> worker -> rules -> resolver -> ready
+ *   stop:  journal replayed backwards -> worker -> device
+ *
+ * This process is the supervisor (core/supervisor.h watches); the worker is a child that dies
+ * with it. Each change is journalled before it is made (core/journal.h), and undoing, by us or
+ * after our death by `culvert down`, is replaying the journal: there is one way back, and it is
+ * taken every time.
+ *
+ * Signals are blocked from before the first change and arrive through a descriptor: nothing ends
+ * this process between a change and its undoing but kill -9, for which the journal is.
+ */
+#include "core/commands.h"
+
+#include <errno.h>
+#include <net/if.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "core/probe.h"
+#include "core/rp_filter.h"
+#include "core/say.h"
+#include "core/supervisor.h"
+#include "stack/link.h"
+
+/* --- what may be changed ---------------------------------------------------------------------- */
+
+static bool note(struct up *up, int error)
+{
+    if (error < 0)
+        say("cannot write %s: %s", up->state.journal, strerror(-error));
+    return error == 0;
+}
+
+static bool link_is_up(const char *name)
+{
+    struct ifreq ifr = {0};
+    memcpy(ifr.ifr_name, name, strnlen(name, IFNAMSIZ - 1));
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    bool up = fd >= 0 && ioctl(fd, SIOCGIFFLAGS, &ifr) == 0 && (ifr.ifr_flags & IFF_UP);
+    if (fd >= 0)
+        close(fd);
+    return up;
+}
+
+/* A device that is there already is not ours: note how it is. One that we make vanishes. */
+static bool note_device(struct up *up)
+{
+    const char *name = up->options.tun_name;
+    int mtu = link_get_mtu(name);
+    if (mtu < 0)
+        return note(up, journal_note(up->journal, "device %s", name));
+    bool is_up = link_is_up(name);
+    if (!note(up, journal_note(up->journal, "link %s %d %d", name, mtu, is_up)))
+        return false;
+    for (size_t i = 0; i < up->options.addresses.count; i++) {
+        const struct cidr *address = &up->options.addresses.items[i];
+        char owner[16];
+        char text[CIDR_TEXT_MAX];
+        if (link_address_in_use(&address->addr, "", owner))
+            continue;
+        if (!note(up, journal_note(up->journal, "address %s %s", name, cidr_format(address, text))))
+            return false;
+    }
+    return true;
+}
+
+static bool open_device(struct up *up)
+{
+    up->tun.options = &up->options;
+    if (!note_device(up) || !tun_setup_open(&up->tun))
+        return false;
+    up->ifindex = link_index(up->tun.device->name);
+    return up->ifindex > 0;
+}
+
+static bool route_traffic(struct up *up)
+{
+    int base = routing_find_base(up->routes);
+    if (base < 0) {
+        say("no free priorities for policy rules between %d and %d: %s", ROUTING_BASE_FIRST,
+            ROUTING_BASE_LAST, strerror(-base));
+        return false;
+    }
+    up->base = (uint32_t)base;
+    int error = rp_filter_relax(up->journal, up->tun.device->name);
+    if (error < 0)
+        log_warn("cannot loosen rp_filter: %s; answers of the proxy may be dropped",
+                 strerror(-error));
+    if (!note(up, journal_note(up->journal, "routing %d", base)))
+        return false;
+    return routing_apply(up->routes, &up->options, up->base, up->ifindex) == 0;
+}
+
+/* What programs are to ask: an address that leads into the tunnel, where port 53 is answered. */
+static struct addr resolver_address(const struct options *o)
+{
+    if (o->dns == DNS_RELAY || o->addresses.count == 0)
+        return o->dns_server.addr;
+    struct addr a = o->addresses.items[0].addr;
+    a.bytes[15] ^= 3; /* 198.18.0.1 -> .2: another host of the same range */
+    return a;
+}
+
+static bool hand_over_dns(struct up *up)
+{
+    if (!up->options.up.dns_setup)
+        return true;
+    int error = resolvconf_install(&up->resolvconf, up->journal);
+    if (error == 0)
+        return true;
+    say("cannot write %s: %s; --no-dns-setup leaves it alone", up->resolvconf.path,
+        strerror(-error));
+    return false;
+}
+
+static void announce(const struct up *up)
+{
+    const struct device *d = up->tun.device;
+    char proxy[600];
+    say("ready up %s mtu %u offload %s proxy %s", d->name, d->mtu, tun_setup_offload(&d->caps),
+        proxy_url_format(&up->options.proxy, proxy, sizeof(proxy)));
+    notify_service_manager("READY=1");
+}
+
+static bool set_up(struct up *up)
+{
+    return open_device(up) && supervisor_start_worker(up) && route_traffic(up) && hand_over_dns(up);
+}
+
+/* --- undoing ---------------------------------------------------------------------------------- */
+
+static int put_back(struct up *up, int status)
+{
+    notify_service_manager("STOPPING=1");
+    int undone = up_state_undo(&up->state, false);
+    supervisor_stop_worker(up);
+    tun_setup_undo(&up->tun);
+    if (undone < 0 && undone != -ENOENT) {
+        say("try culvert down when what hindered it is gone");
+        return EXIT_REFUSED;
+    }
+    up_state_forget(&up->state);
+    return status;
+}
+
+/* --- before the first change ------------------------------------------------------------------ */
+
+static bool explain_lock(int error, pid_t holder)
+{
+    if (error == -EWOULDBLOCK)
+        say("culvert up is running already, with process id %d: stop it first, as by kill %d",
+            (int)holder, (int)holder);
+    else
+        say("cannot use /run/culvert: %s%s", strerror(-error),
+            error == -EACCES || error == -EPERM ? "; run as root" : "");
+    return false;
+}
+
+static bool claim(struct up *up)
+{
+    pid_t holder = 0;
+    int error = up_state_init(&up->state);
+    if (error == 0)
+        error = up_state_lock(&up->state, &holder);
+    return error == 0 ? true : explain_lock(error, holder);
+}
+
+static bool clean_up_after_killed(struct up *up)
+{
+    int count = up_state_undo(&up->state, true);
+    if (count < 0 && count != -ENOENT)
+        return false;
+    if (resolvconf_is_ours(up->resolvconf.path)) /* /run is empty after a power failure */
+        (void)resolvconf_restore(up->resolvconf.path, up->state.resolver);
+    if (count > 0)
+        log_info("undid what a culvert that was killed had left behind");
+    up_state_forget(&up->state);
+    return true;
+}
+
+static bool resolve_proxy(const struct options *o)
+{
+    const char *error = probe_resolve(&o->proxy, &o->outbound);
+    if (error)
+        say("the proxy's name %s does not resolve: %s; check the name and this machine's "
+            "resolver, or give its address",
+            o->proxy.host, error);
+    return error == NULL;
+}
+
+static bool prepare(struct up *up)
+{
+    int error = 0;
+    up->routes = route_open(&error);
+    if (!up->routes) {
+        say("cannot talk to the kernel over rtnetlink: %s", strerror(-error));
+        return false;
+    }
+    if (!clean_up_after_killed(up) || !resolve_proxy(&up->options))
+        return false;
+    error = resolvconf_save(&up->resolvconf);
+    if (error < 0) {
+        say("cannot copy %s to %s: %s", up->resolvconf.path, up->resolvconf.copy, strerror(-error));
+        return false;
+    }
+    up->journal = journal_open(up->state.journal, &error);
+    if (!up->journal)
+        say("cannot write %s: %s", up->state.journal, strerror(-error));
+    return up->journal != NULL && supervisor_open(up);
+}
+
+static void fill_options(struct up *up, const struct options *given)
+{
+    struct options *o = &up->options;
+    *o = *given;
+    if (o->outbound.mark == 0)
+        o->outbound.mark = ROUTING_MARK;
+    o->resolver_conf = up->state.resolver;
+    (void)strcpy(up->resolvconf.path, RESOLVCONF_DEFAULT);
+    (void)strcpy(up->resolvconf.copy, up->state.resolver);
+    up->resolvconf.server = resolver_address(o);
+}
+
+static int run(struct up *up)
+{
+    if (!prepare(up)) {
+        up_state_forget(&up->state);
+        return EXIT_REFUSED;
+    }
+    if (!set_up(up))
+        return put_back(up, EXIT_REFUSED);
+    announce(up);
+    int status = supervisor_watch(up);
+    if (status != EXIT_STOPPED && up->options.up.kill_switch) {
+        say("traffic stays blocked (--kill-switch) until culvert down");
+        return status;
+    }
+    return put_back(up, status);
+}
+
+int command_up(const struct options *options)
+{
+    static struct up up; /* large: two sets of options */
+    supervisor_block_signals();
+    if (!claim(&up))
+        return EXIT_REFUSED;
+    fill_options(&up, options);
+    int status = run(&up);
+    supervisor_close(&up);
+    journal_close(up.journal);
+    route_close(up.routes);
+    options_wipe(&up.options);
+    up_state_unlock(&up.state);
+    return status;
+}

@@ -1,0 +1,53 @@
+/*
+ * The supervisor of `up`: starts the worker, a child process, and then watches.
+ *
+ *   signals    SIGTERM, SIGINT, SIGHUP: stop. SIGCHLD: a worker that was killed or crashed is
+ *              replaced; only its flows die, since this process keeps the device
+ *   rtnetlink  rules or routes of ours that others took away are put back
+ *   inotify    a resolv.conf that others have written is handed over anew, and it is what comes
+ *              back in the end; the worker asks the servers it names
+ *
+ * It parses nothing that comes from the network.
+ */
+#ifndef CULVERT_SUPERVISOR_H
+#define CULVERT_SUPERVISOR_H
+
+#include "core/journal.h"
+#include "core/options.h"
+#include "core/resolvconf.h"
+#include "core/routing.h"
+#include "core/tun_setup.h"
+#include "core/up_state.h"
+
+/* All that `up` knows. */
+struct up {
+    struct options options; /* with defaults that only `up` has */
+    struct up_state state;
+    struct journal *journal;
+    struct tun_setup tun;
+    struct route_session *routes;
+    uint32_t base; /* priorities and table, core/routing.h; 0: nothing is in place */
+    int ifindex;
+    struct resolvconf resolvconf;
+
+    pid_t worker; /* 0: none */
+    int signal_fd, events_fd, watch_fd;
+    uint64_t restarts_since_ms;
+    unsigned restarts;
+};
+
+/* Before the first change: from here on signals wait for supervisor_watch(). */
+void supervisor_block_signals(void);
+/* Open what is watched. False: the user has been told. */
+bool supervisor_open(struct up *up);
+void supervisor_close(struct up *up);
+
+/* Start the worker and wait until it relays. False: the user has been told. */
+bool supervisor_start_worker(struct up *up);
+/* Let it drain, and end it where it takes too long. */
+void supervisor_stop_worker(struct up *up);
+
+/* Watch until a signal asks to stop, or nothing can be relayed any more; the exit status. */
+int supervisor_watch(struct up *up);
+
+#endif

@@ -1,0 +1,214 @@
+"""A desktop on a LAN: where `culvert up` is tried, with captures of what leaves it.
+
+    desk --eth0-- d0 [br0] gw --wan0-- mid (the proxies) -- world
+    printer --eth0-- p0 [br0]
+
+gw is the LAN's gateway and its resolver. Without culvert the desktop reaches the world through
+gw and mid; `Capture(gw, "d0")` is the LAN side, `Capture(gw, "wan0")` the uplink side.
+
+/etc/netns/NAME/resolv.conf is the desktop's resolv.conf, a bind mount in each program.
+"""
+
+import os
+import socket
+import struct
+import threading
+import time
+
+from lab import NAMES, Culvert
+from netns import Namespace, veth
+from servers import DnsServer, TcpServer, UdpEcho, echo
+
+MARK = 0x63756C76
+HOST_NETNS = os.stat("/proc/self/ns/net").st_ino
+LINK_NAMES = {**NAMES, "only.lan": ["192.168.50.9"]}
+
+
+class Packet:
+    """What of a captured packet the tests look at."""
+
+    def __init__(self, frame):
+        self.protocol = self.sport = self.dport = 0
+        self.src = self.dst = ""
+        kind = struct.unpack("!H", frame[12:14])[0]
+        at = 0
+        if kind == 0x0800 and len(frame) >= 34:
+            self.src = socket.inet_ntop(socket.AF_INET, frame[26:30])
+            self.dst = socket.inet_ntop(socket.AF_INET, frame[30:34])
+            self.protocol = frame[23]
+            at = 14 + (frame[14] & 15) * 4
+        elif kind == 0x86DD and len(frame) >= 54:
+            self.src = socket.inet_ntop(socket.AF_INET6, frame[22:38])
+            self.dst = socket.inet_ntop(socket.AF_INET6, frame[38:54])
+            self.protocol = frame[20]
+            at = 54
+        if self.protocol in (6, 17) and len(frame) >= at + 4:
+            self.sport, self.dport = struct.unpack("!HH", frame[at:at + 4])
+
+    @property
+    def is_ip(self):
+        return self.src != ""
+
+    @property
+    def is_chatter(self):
+        """Neighbour discovery, IGMP, MLD: the link's own."""
+        return self.protocol in (0, 2, 58) or self.dst.startswith("ff") or self.src == "::"
+
+    def __repr__(self):
+        return f"{self.src}:{self.sport}>{self.dst}:{self.dport}/{self.protocol}"
+
+
+class Capture:
+    """All IP packets on a link of a namespace while the context lasts, chatter left out."""
+
+    def __init__(self, space, link):
+        with space.inside():
+            self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        self._sock.bind((link, 3))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+        self._sock.settimeout(0.1)
+        self._open = True
+        self.packets = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self):
+        while True:
+            try:
+                packet = Packet(self._sock.recv(65535))
+            except socket.timeout:
+                if not self._open:
+                    return
+                continue
+            if packet.is_ip and not packet.is_chatter:
+                self.packets.append(packet)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        time.sleep(0.1)
+        self._open = False
+        self._thread.join(3)
+        self._sock.close()
+
+    def beside(self, *hosts):
+        """The packets that are to and from none of the hosts."""
+        return [p for p in self.packets if p.src not in hosts and p.dst not in hosts]
+
+    def to_port(self, port):
+        return [p for p in self.packets if p.dport == port]
+
+
+class Desktop:
+    """The desktop, its LAN and its way out; `lab` has the proxies and the world."""
+
+    lan4, lan6 = "192.168.50.2", "fd50::2"
+    gateway4, gateway6 = "192.168.50.1", "fd50::1"
+    printer4, printer6 = "192.168.50.9", "fd50::9"
+
+    def __init__(self, lab):
+        self.lab = lab
+        self.gw, self.space, self.printer = Namespace("gw"), Namespace("desk"), Namespace("prn")
+        assert os.stat(f"/run/netns/{self.space.name}").st_ino != HOST_NETNS
+        self._join_lan()
+        self._join_world()
+        self.dns = DnsServer(self.gw, self.gateway4, dict(LINK_NAMES))
+        self.printer_echo = TcpServer(self.printer, echo, port=7)
+        self.printer_udp = UdpEcho(self.printer, self.printer4)
+        self.space.set_resolver(self.gateway4)
+        self.processes = []
+
+    def _join_lan(self):
+        self.gw.ip("link add br0 type bridge")
+        self.gw.ip("link set br0 up addrgenmode none")
+        for space, inner, addresses in ((self.space, "d0", (self.lan4, self.lan6)),
+                                        (self.printer, "p0", (self.printer4, self.printer6))):
+            veth(space, "eth0", self.gw, inner)
+            self.gw.ip(f"link set {inner} master br0")
+            space.ip(f"addr add {addresses[0]}/24 dev eth0")
+            space.ip(f"addr add {addresses[1]}/64 dev eth0 nodad")
+            self.default_route(space)
+        self.gw.ip(f"addr add {self.gateway4}/24 dev br0")
+        self.gw.ip(f"addr add {self.gateway6}/64 dev br0 nodad")
+
+    def default_route(self, space=None):
+        space = space or self.space
+        space.ip(f"route add default via {self.gateway4}")
+        space.ip(f"-6 route add default via {self.gateway6}")
+
+    def _join_world(self):
+        lab = self.lab
+        veth(self.gw, "wan0", lab.mid, "gw0", ("10.76.0.2/24", "10.76.0.1/24"),
+             ("fd76::2/64", "fd76::1/64"))
+        self.gw.ip("route add default via 10.76.0.1")
+        self.gw.ip("-6 route add default via fd76::1")
+        for space in (self.gw, lab.mid):
+            space.sysctl("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        lab.mid.ip("route replace 192.168.50.0/24 via 10.76.0.2")
+        lab.mid.ip("-6 route replace fd50::/64 via fd76::2")
+        lab.world.ip("route replace 192.168.50.0/24 via 10.88.0.1")
+        lab.world.ip("-6 route replace fd50::/64 via fd88::1")
+
+    def resolv_conf(self):
+        return f"/etc/netns/{self.space.name}/resolv.conf"
+
+    # --- culvert ----------------------------------------------------------------------------------
+
+    def up(self, url, *options, **kwargs):
+        """`culvert up`, ready. The namespace is the test's own: asserted."""
+        process = self.start_up(url, *options, **kwargs)
+        process.wait_ready()
+        return process
+
+    def start_up(self, url, *options, **kwargs):
+        self.assert_harmless()
+        process = Culvert(self.space, "up", *options, url, **kwargs)
+        self.processes.append(process)
+        return process
+
+    def down(self):
+        self.assert_harmless()
+        from lab import CULVERT
+        return self.space.run(CULVERT, "down")
+
+    def assert_harmless(self):
+        """Programs started in here see another network and another resolv.conf than the machine's."""
+        out = self.space.run("stat", "-Lc", "%i", "/proc/self/ns/net", "/etc/resolv.conf",
+                             check=True).stdout.split()
+        assert int(out[0]) != HOST_NETNS
+        assert int(out[1]) == os.stat(self.resolv_conf()).st_ino != os.stat("/etc/resolv.conf").st_ino
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def state(self):
+        """All that `up` may change, as text; compare before and after."""
+        out = [self.space.ip(f"{family} {what}")
+               for what in ("-d addr", "-d rule", "-d route show table all")
+               for family in ("-4", "-6")]
+        script = ("sysctl -a -r '^net\\.ipv[46]\\.conf\\.|ip_forward' 2>/dev/null; nft list ruleset;"
+                  " ls -la --time-style=+ /run/culvert")
+        settings = self.space.run("sh", "-c", script).stdout
+        with open(self.resolv_conf(), encoding="utf-8") as file:
+            resolver = file.read()
+        lines = "\n".join([*out, settings, resolver]).splitlines()
+        volatile = ("expires", "valid_lft", "preferred_lft", "total ", ".stable_secret")
+        return [line for line in lines if not any(word in line for word in volatile)
+                and not line.rstrip().endswith((" .", " .."))]
+
+    def close(self):
+        for process in self.processes:
+            process.kill()
+        for server in (self.dns, self.printer_echo, self.printer_udp):
+            server.close()
+        for space in (self.space, self.printer, self.gw):
+            space.close()
+        # the next one takes the same addresses
+        self.lab.mid.ip("route del 192.168.50.0/24", check=False)
+        self.lab.mid.ip("-6 route del fd50::/64", check=False)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

@@ -1,0 +1,97 @@
+"""`culvert up` on a desktop: what is captured, what stays direct, and that all of it comes back."""
+
+import signal
+
+import pytest
+
+from desktop import Capture, Desktop
+
+
+@pytest.fixture(scope="module")
+def desktop(lab):
+    with Desktop(lab) as made:
+        yield made
+
+
+@pytest.fixture
+def up(desktop, serve):
+    before = desktop.state()
+    process = desktop.up(serve.url)
+    yield process
+    process.stop()
+    assert desktop.state() == before
+
+
+def exchange(space, host, port=7, payload=b"hello"):
+    with space.connect(host, port, timeout=5) as sock:
+        sock.sendall(payload)
+        got = sock.recv(100)
+    assert got == payload
+
+
+def test_desktop_reaches_all_without_culvert(desktop, lab):
+    for host in (lab.world4, lab.world6, desktop.printer4, desktop.printer6):
+        exchange(desktop.space, host)
+    assert desktop.space.run("dig", "+short", "v4.test").stdout.split() == ["10.88.0.2"]
+
+
+def test_everything_goes_through_the_proxy(desktop, lab, up):
+    with Capture(desktop.gw, "d0") as lan, Capture(desktop.gw, "wan0") as uplink:
+        exchange(desktop.space, lab.world4)
+        exchange(desktop.space, lab.world6)
+        with desktop.space.udp() as sock:
+            sock.sendto(b"datagram", (lab.world4, 7))
+            assert sock.recv(100) == b"datagram"
+    assert uplink.packets and uplink.beside(lab.proxy4) == []
+    assert lan.beside(lab.proxy4) == []
+
+
+def test_names_go_through_the_proxy(desktop, lab, up):
+    with Capture(desktop.gw, "d0") as lan:
+        out = desktop.space.run("curl", "-sS", "-m", "5", "telnet://www.test:7", input="hi\n")
+        for server in ((), (f"@{desktop.gateway4}",), ("@9.9.9.9",), ("@9.9.9.9", "+tcp")):
+            answer = desktop.space.run("dig", "+short", "+time=2", "+tries=1", *server, "v4.test")
+            assert answer.stdout.startswith("198.18."), (server, answer.stdout)
+    assert lan.to_port(53) == [] and lan.beside(lab.proxy4) == []
+    assert "hi" in out.stdout, out.stderr
+
+
+def test_lan_stays_direct(desktop, lab, up):
+    with Capture(desktop.gw, "p0") as lan:
+        exchange(desktop.space, desktop.printer4)
+        exchange(desktop.space, desktop.printer6)
+    assert any(p.src == desktop.lan4 for p in lan.packets)
+    assert any(p.src == desktop.lan6 for p in lan.packets)
+
+
+def test_second_up_says_who_runs(desktop, serve, up):
+    second = desktop.start_up(serve.url)
+    assert second.wait_end() == 1
+    assert f"process id {up.pid}" in second.log
+    second.checked = True
+
+
+def test_interrupt_stops_it(desktop, serve):
+    before = desktop.state()
+    process = desktop.up(serve.url)
+    process.stop(signal.SIGINT)
+    assert desktop.state() == before
+
+
+def test_killed_one_is_undone_by_down(desktop, lab, serve):
+    before = desktop.state()
+    process = desktop.up(serve.url)
+    process.kill()
+    exchange(desktop.space, lab.world4)  # direct again
+    exchange(desktop.space, lab.world6)
+    done = desktop.down()
+    assert done.returncode == 0, done.stderr
+    assert desktop.state() == before
+    assert "nothing to undo" in desktop.down().stderr
+
+
+def test_killed_one_is_undone_by_the_next_up(desktop, serve):
+    before = desktop.state()
+    desktop.up(serve.url).kill()
+    desktop.up(serve.url).stop()
+    assert desktop.state() == before
