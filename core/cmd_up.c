@@ -4,7 +4,7 @@
  *   lock -> undo what a killed one left -> device -> worker -> rules -> resolver -> ready
  *   stop:  journal replayed backwards -> worker -> device
  *
- * This process is the supervisor (core/supervisor.h watches); the worker is a child that dies
+ * This process is the supervisor (core/up_watch.h watches); the worker is a child that dies
  * with it. Each change is journalled before it is made (core/journal.h), and undoing, by us or
  * after our death by `culvert down`, is replaying the journal: there is one way back, and it is
  * taken every time.
@@ -24,7 +24,7 @@
 #include "core/probe.h"
 #include "core/rp_filter.h"
 #include "core/say.h"
-#include "core/supervisor.h"
+#include "core/up_watch.h"
 #include "stack/link.h"
 
 /* --- what may be changed ---------------------------------------------------------------------- */
@@ -129,7 +129,7 @@ static void announce(const struct up *up)
 
 static bool set_up(struct up *up)
 {
-    return open_device(up) && supervisor_start_worker(up) && route_traffic(up) && hand_over_dns(up);
+    return open_device(up) && up_watch_start_worker(up) && route_traffic(up) && hand_over_dns(up);
 }
 
 /* --- undoing ---------------------------------------------------------------------------------- */
@@ -138,7 +138,7 @@ static int put_back(struct up *up, int status)
 {
     notify_service_manager("STOPPING=1");
     int undone = up_state_undo(&up->state, false);
-    supervisor_stop_worker(up);
+    up_watch_stop_worker(up);
     tun_setup_undo(&up->tun);
     if (undone < 0 && undone != -ENOENT) {
         say("try culvert down when what hindered it is gone");
@@ -211,7 +211,7 @@ static bool prepare(struct up *up)
     up->journal = journal_open(up->state.journal, &error);
     if (!up->journal)
         say("cannot write %s: %s", up->state.journal, strerror(-error));
-    return up->journal != NULL && supervisor_open(up);
+    return up->journal != NULL && up_watch_open(up);
 }
 
 static void fill_options(struct up *up, const struct options *given)
@@ -235,7 +235,7 @@ static int run(struct up *up)
     if (!set_up(up))
         return put_back(up, EXIT_REFUSED);
     announce(up);
-    int status = supervisor_watch(up);
+    int status = up_watch_run(up);
     if (status != EXIT_STOPPED && up->options.up.kill_switch) {
         say("traffic stays blocked (--kill-switch) until culvert down");
         return status;
@@ -246,12 +246,12 @@ static int run(struct up *up)
 int command_up(const struct options *options)
 {
     static struct up up; /* large: two sets of options */
-    supervisor_block_signals();
+    up_watch_block_signals();
     if (!claim(&up))
         return EXIT_REFUSED;
     fill_options(&up, options);
     int status = run(&up);
-    supervisor_close(&up);
+    up_watch_close(&up);
     journal_close(up.journal);
     route_close(up.routes);
     options_wipe(&up.options);

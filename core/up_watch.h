@@ -9,8 +9,8 @@
  *
  * It parses nothing that comes from the network.
  */
-#ifndef CULVERT_SUPERVISOR_H
-#define CULVERT_SUPERVISOR_H
+#ifndef CULVERT_UP_WATCH_H
+#define CULVERT_UP_WATCH_H
 
 #include "core/journal.h"
 #include "core/options.h"
@@ -36,18 +36,18 @@ struct up {
     unsigned restarts;
 };
 
-/* Before the first change: from here on signals wait for supervisor_watch(). */
-void supervisor_block_signals(void);
+/* Before the first change: from here on signals wait for up_watch_run(). */
+void up_watch_block_signals(void);
 /* Open what is watched. False: the user has been told. */
-bool supervisor_open(struct up *up);
-void supervisor_close(struct up *up);
+bool up_watch_open(struct up *up);
+void up_watch_close(struct up *up);
 
 /* Start the worker and wait until it relays. False: the user has been told. */
-bool supervisor_start_worker(struct up *up);
+bool up_watch_start_worker(struct up *up);
 /* Let it drain, and end it where it takes too long. */
-void supervisor_stop_worker(struct up *up);
+void up_watch_stop_worker(struct up *up);
 
 /* Watch until a signal asks to stop, or nothing can be relayed any more; the exit status. */
-int supervisor_watch(struct up *up);
+int up_watch_run(struct up *up);
 
 #endif

@@ -1,4 +1,4 @@
-#include "core/supervisor.h"
+#include "core/up_watch.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -47,13 +47,13 @@ static sigset_t watched_signals(void)
     return set;
 }
 
-void supervisor_block_signals(void)
+void up_watch_block_signals(void)
 {
     sigset_t set = watched_signals();
     (void)sigprocmask(SIG_BLOCK, &set, NULL);
 }
 
-bool supervisor_open(struct up *up)
+bool up_watch_open(struct up *up)
 {
     sigset_t set = watched_signals();
     up->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -65,7 +65,7 @@ bool supervisor_open(struct up *up)
     return false;
 }
 
-void supervisor_close(struct up *up)
+void up_watch_close(struct up *up)
 {
     const int fds[] = {up->signal_fd, up->events_fd, up->watch_fd};
     for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
@@ -93,7 +93,7 @@ static int run_worker(struct up *up, pid_t supervisor, int ready_fd)
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != supervisor)
         return EXIT_REFUSED;
     close(up->state.lock_fd);
-    supervisor_close(up);
+    up_watch_close(up);
     int error = worker_run(up->tun.device, &up->options, on_worker_ready, &ready_fd);
     if (error == 0)
         return EXIT_STOPPED;
@@ -115,7 +115,7 @@ static bool await_worker(int ready_fd)
     return n == 1;
 }
 
-bool supervisor_start_worker(struct up *up)
+bool up_watch_start_worker(struct up *up)
 {
     int ends[2];
     pid_t self = getpid();
@@ -135,7 +135,7 @@ bool supervisor_start_worker(struct up *up)
     return ready;
 }
 
-void supervisor_stop_worker(struct up *up)
+void up_watch_stop_worker(struct up *up)
 {
     if (up->worker <= 0)
         return;
@@ -179,7 +179,7 @@ static bool replace_worker(struct up *up)
         say("the worker has ended %d times within a minute: giving up", RESTARTS_MAX);
         return false;
     }
-    return supervisor_start_worker(up);
+    return up_watch_start_worker(up);
 }
 
 /* --- watching --------------------------------------------------------------------------------- */
@@ -220,7 +220,7 @@ static void on_resolvconf(struct up *up)
     resolvconf_watch_again(up->watch_fd, up->resolvconf.path);
 }
 
-int supervisor_watch(struct up *up)
+int up_watch_run(struct up *up)
 {
     struct pollfd fds[] = {
         {.fd = up->signal_fd, .events = POLLIN},
