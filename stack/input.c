@@ -15,6 +15,7 @@
 #include "lwip/ip6.h"
 #include "lwip/ip6_frag.h"
 #include "lwip/raw.h"
+#include "core/base/log.h"
 #include "stack/internal.h"
 
 enum { FRAGMENT_LIFETIME_MS = (IPV6_REASS_MAXAGE + 2) * 1000 };
@@ -147,6 +148,16 @@ void input_batch_end(struct stack *s)
 
 /* --- dispatch ------------------------------------------------------------------------------------ */
 
+/* Whoever sends the packets also decides how many lines this could be. */
+static void log_drop(const struct packet *p, const struct packet_info *info)
+{
+    static struct log_limit limit = LOG_LIMIT(20);
+    char src[ENDPOINT_TEXT_MAX], dst[ENDPOINT_TEXT_MAX];
+    log_limited(LOG_LEVEL_DEBUG, &limit, "packet dropped (%s): %zu bytes, protocol %u, %s to %s",
+                packet_drop_name(info->drop), p->len, info->protocol,
+                endpoint_format(&info->src, src), endpoint_format(&info->dst, dst));
+}
+
 void input_packet(struct stack *s, const struct packet *p, struct rx_buffer **buffer)
 {
     struct packet_info info;
@@ -166,6 +177,7 @@ void input_packet(struct stack *s, const struct packet *p, struct rx_buffer **bu
         break;
     case PACKET_DROP:
         s->counters.drops[info.drop]++;
+        log_drop(p, &info);
         break;
     }
 }

@@ -12,6 +12,7 @@
 #include "lwip/init.h"
 #include "lwip/ip4_frag.h"
 #include "lwip/sys.h"
+#include "core/base/log.h"
 #include "stack/internal.h"
 
 static struct stack *the_stack;
@@ -163,8 +164,17 @@ struct stack *stack_new(struct device *device, const struct stack_config *config
     return s;
 }
 
+static void log_drops(const struct stack_counters *counters)
+{
+    for (int why = PACKET_DROP_NONE + 1; why < PACKET_DROP_COUNT; why++)
+        if (counters->drops[why] > 0)
+            log_debug("packets dropped (%s): %llu", packet_drop_name((enum packet_drop)why),
+                      (unsigned long long)counters->drops[why]);
+}
+
 void stack_free(struct stack *s)
 {
+    log_drops(&s->counters);
     conn_table_free(s);
     reassembly_flush();
     if (s->after.by_tuple.buckets)
