@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 
 #include <cmocka.h>
@@ -575,6 +576,101 @@ static void test_relay_is_none_of_our_business(void **state)
     lab.dns = fake;
 }
 
+/* --- out of memory --------------------------------------------------------------------------- */
+
+static unsigned long calls_left; /* allocations until one fails; 0: none does */
+
+static bool fails_now(void)
+{
+    return calls_left > 0 && --calls_left == 0;
+}
+
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t count, size_t size);
+void *__real_mmap(void *at, size_t len, int protection, int flags, int fd, off_t offset);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t count, size_t size);
+void *__wrap_mmap(void *at, size_t len, int protection, int flags, int fd, off_t offset);
+
+void *__wrap_malloc(size_t size)
+{
+    return fails_now() ? NULL : __real_malloc(size);
+}
+
+void *__wrap_calloc(size_t count, size_t size)
+{
+    return fails_now() ? NULL : __real_calloc(count, size);
+}
+
+void *__wrap_mmap(void *at, size_t len, int protection, int flags, int fd, off_t offset)
+{
+    return fails_now() ? MAP_FAILED : __real_mmap(at, len, protection, flags, fd, offset);
+}
+
+/* Ask and, where a server is to be asked, serve: one answer comes, whatever fails. */
+static void ask_and_serve(const char *name, uint16_t type)
+{
+    struct dns_query *q = ask_with(name, (struct asked){.flags = DNS_FLAG_RD, .type = type});
+    if (q) {
+        fake_loop_settle(lab.loop);
+        for (size_t n = fake_dials.server_count; got.calls == 0 && n > 0;)
+            if (!serve(n - 1, 1, 40))
+                n--;
+        if (got.calls == 0)
+            fake_loop_advance(lab.loop, 11000);
+    }
+    assert_int_equal(got.calls, 1);
+}
+
+static void use_all(void)
+{
+    struct addr a;
+    assert_true(addr_parse("198.18.0.9", &a));
+    ask_and_serve("a.test", DNS_TYPE_A);
+    ask_and_serve("a.test", DNS_TYPE_AAAA);
+    for (int i = 0; i < 12; i++) { /* enough for the maps to grow */
+        char name[32];
+        snprintf(name, sizeof(name), "n%d.test", i);
+        ask_and_serve(name, 16);
+    }
+    ask_and_serve("n3.test", 16);
+    struct dns_query *q = ask_with("b.test", (struct asked){.type = 16});
+    fake_loop_settle(lab.loop);
+    if (q && got.calls == 0)
+        dns_cancel(q);
+    dns_fake_hold(lab.dns, &a);
+    dns_fake_release(lab.dns, &a);
+}
+
+/* Each allocation fails in its turn: nothing is lost but what needed it, and nothing leaks. */
+static void test_every_allocation_fails_once(void **state)
+{
+    (void)state;
+    struct dns *good = lab.dns;
+    struct cidr ranges[2];
+    assert_true(cidr_parse("198.18.0.0/15", &ranges[0]) && cidr_parse("fd00::/64", &ranges[1]));
+    struct dns_config config = {.mode = DNS_FAKE, .fake_ranges = ranges, .fake_range_count = 2};
+    assert_true(endpoint_parse("192.0.2.53", 53, &config.server));
+    unsigned long n = 0;
+    do {
+        fake_dials_reset(lab.loop);
+        calls_left = ++n;
+        lab.dns = dns_new(lab.loop, NULL, &config);
+        if (lab.dns) {
+            use_all();
+            unsigned long left = calls_left;
+            calls_left = 0;
+            ask_and_serve("after.test", 16); /* it works when there is memory again */
+            assert_int_equal(rcode(), DNS_NOERROR);
+            dns_free(lab.dns);
+            calls_left = left;
+        }
+    } while (calls_left == 0 && n < 1000);
+    calls_left = 0;
+    assert_in_range(n, 30, 999);
+    lab.dns = good;
+}
+
 #define FAKE(name) cmocka_unit_test_setup_teardown(name, setup_fake, teardown)
 #define TCP(name)  cmocka_unit_test_setup_teardown(name, setup_tcp, teardown)
 
@@ -603,6 +699,7 @@ int main(void)
         TCP(test_too_many_open_questions_are_servfail),
         TCP(test_cancelled_queries_are_not_answered),
         FAKE(test_relay_is_none_of_our_business),
+        FAKE(test_every_allocation_fails_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,6 +12,26 @@
 #include "core/base/cursor.h"
 #include "fake_loop.h"
 
+/* --- memory that runs out ----------------------------------------------------------------------
+ */
+
+static unsigned long calls_left; /* allocations until one fails; 0: none does */
+
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t count, size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t count, size_t size);
+
+void *__wrap_malloc(size_t size)
+{
+    return calls_left > 0 && --calls_left == 0 ? NULL : __real_malloc(size);
+}
+
+void *__wrap_calloc(size_t count, size_t size)
+{
+    return calls_left > 0 && --calls_left == 0 ? NULL : __real_calloc(count, size);
+}
+
 /* --- the policy: a query "now..." is answered at once, others when the test says so ----------- */
 
 struct dns_query {
@@ -47,7 +67,7 @@ struct dns_query *dns_ask(struct dns *d, const uint8_t *query, size_t len, bool 
     static uint8_t answer[65535];
     if (len == 4 && memcmp(query, "junk", 4) == 0)
         return NULL;
-    struct dns_query *q = calloc(1, sizeof(*q));
+    struct dns_query *q = __real_calloc(1, sizeof(*q));
     assert_non_null(q);
     memcpy(q->text, query, len < 60 ? len : 60);
     q->udp = udp;
@@ -643,6 +663,53 @@ static void test_sessions_are_bounded(void **state)
     assert_true(second->aborted);
 }
 
+/* A datagram and a session with two queries; what fails costs itself only. */
+static void use_all(void)
+{
+    send_query("now-a");
+    send_query("b");
+    if (open_count > 0)
+        answer_query("b");
+    struct endpoint src = at("10.0.0.1:4000"), dst = at("198.18.0.2:53");
+    struct peer *p = &peers[peer_count];
+    *p = (struct peer){.room = ROOM, .piece = 1000};
+    p->conn = dns_front_open(front, &src, &dst);
+    if (!p->conn)
+        return;
+    peer_count++;
+    fake_loop_settle(worker.loop);
+    dns_front_ready(front, p->conn, CONN_OPENED);
+    ask(p, "now-c");
+    if (!p->aborted)
+        ask(p, "d");
+    if (open_count > 0)
+        answer_query("d");
+    fake_loop_settle(worker.loop);
+    if (!p->aborted)
+        assert_got(p, "re:now-c");
+    if (!p->aborted)
+        assert_got(p, "re:d");
+}
+
+static void test_every_allocation_fails_once(void **state)
+{
+    (void)state;
+    unsigned long n = 0;
+    do {
+        calls_left = ++n;
+        use_all();
+        assert_int_equal(open_count, 0);
+    } while (calls_left == 0 && n < 100);
+    calls_left = 0;
+    assert_in_range(n, 8, 99);
+    struct peer *p = connect_client();
+    ask(p, "now-a");
+    assert_got(p, "re:now-a");
+
+    calls_left = 1;
+    assert_null(dns_front_new(&worker));
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -664,6 +731,7 @@ int main(void)
         TEST(test_the_largest_answer),
         TEST(test_a_send_that_fails),
         TEST(test_sessions_are_bounded),
+        TEST(test_every_allocation_fails_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
