@@ -32,6 +32,7 @@ from servers import DnsServer, TcpServer, UdpEcho, echo
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CULVERT = os.path.abspath(os.environ.get("CULVERT", ROOT / "build" / "culvert"))
+SANITIZED = os.access(CULVERT, os.R_OK) and b"__asan_init" in open(CULVERT, "rb").read()
 DIRECT = os.environ.get("E2E_DIRECT") == "1"
 FINDINGS = re.compile(r"(Address|Leak|UndefinedBehavior)Sanitizer|runtime error:|[Aa]ssertion .*")
 SANITIZER_ENV = {

@@ -119,12 +119,13 @@ class Rude:
         data = self.noise.get(step, data)
         if step in self.cut:
             data = data[: self.cut[step]]
-        if self.drip is None:
+        drip = self.drip
+        if drip is None:
             client.sendall(data)
         else:
             for byte in data:
                 client.sendall(bytes([byte]))
-                time.sleep(self.drip)
+                time.sleep(drip)
         if step in self.cut or step in self.noise:
             raise Closed
 

@@ -58,7 +58,7 @@ class TcpServer:
     def _serve(self, connection):
         try:
             self.handler(connection)
-        except OSError as error:
+        except (OSError, AssertionError) as error:
             self.errors.append(error)
         finally:
             with self._lock:

@@ -124,13 +124,18 @@ def test_iperf3_tcp(lab, tunnel, iperf3, direction, streams):
     assert rate > 50e6, f"{rate / 1e6:.0f} Mbit/s {direction}: something stalls"
 
 
-def test_iperf3_udp(lab, tunnel, iperf3):
-    for argv in ([], ["-R"]):
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_iperf3_udp(lab, tunnel, iperf3, direction):
+    """A busy machine may lose some once, not three times in a row."""
+    argv = ["-R"] if direction == "down" else []
+    for _ in range(3):
         out = tunnel.app.run("iperf3", "-J", "-u", "-b", "20M", "-t", "1", "-l", "1200", *argv,
                              "-c", lab.world4, timeout=30, check=True).stdout
         total = json.loads(out)["end"]["sum"]
-        assert total["lost_percent"] < 5, f"{total['lost_percent']:.1f} % of 20 Mbit/s lost"
         assert total["packets"] > 1000
+        if total["lost_percent"] < 5:
+            return
+    raise AssertionError(f"{total['lost_percent']:.1f} % of 20 Mbit/s lost")
 
 
 # --- ncat ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+import lab as laboratory
 import streams
 from lab import DIRECT, wait_for
 from netns import reset
@@ -70,6 +71,19 @@ def test_32_flows_of_8_mib(lab, tunnel, stream_server, direction):
 
         jobs.append(job)
     run_all(jobs, timeout=110)
+
+
+@pytest.mark.parametrize("options", [["--no-offload"], ["--mtu", "1280"], ["--mtu", "65535"],
+                                     ["--no-offload", "--mtu", "9000"]], ids=" ".join)
+def test_transfers_with_other_devices(lab, serve, stream_server, options):
+    """Without TSO and at other MTUs: 8 flows of 4 MiB, half of them up."""
+    with lab.tunnel(serve.url, *options) as tunnel:
+        def flow(index):
+            host = lab.world4 if index % 2 else lab.world6
+            with connect(tunnel, host, stream_server.port) as sock:
+                (streams.upload if index < 4 else streams.download)(sock, index, 4 * MIB)
+
+        run_all([lambda index=index: flow(index) for index in range(8)])
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 1459, 1460, 1461, 65535, 65536, 65537, 1000003])
@@ -255,6 +269,26 @@ def test_stalled_reader(lab, tunnel, stream_server):
     tunnel.settle()
 
 
+@pytest.mark.skipif(laboratory.SANITIZED or DIRECT, reason="measures the release build's memory")
+def test_idle_flows_own_no_buffers(lab, tunnel):
+    """1,000 flows that have moved 16 KiB each way and are silent now: some 2 KB each."""
+    socks = [connect(tunnel, lab.world4 if n % 2 else lab.world6, 7) for n in range(100)]
+    before = tunnel.resident_mb()
+    socks += [connect(tunnel, lab.world4 if n % 2 else lab.world6, 7) for n in range(1000)]
+    for sock in socks:
+        sock.sendall(bytes(16384))
+        got = 0
+        while got < 16384:
+            got += len(sock.recv(16384))
+    time.sleep(1)
+    grown = (tunnel.resident_mb() - before) * 1024
+    assert grown < 4000, f"1,000 idle flows hold {grown:.0f} KiB"
+    assert_quiet(tunnel, "1,100 idle flows")
+    for sock in socks:
+        sock.close()
+    tunnel.settle()
+
+
 def test_stalled_writer(lab, rude, rude_tunnel):
     """A proxy that does not read: the application's writes block; no CPU, bounded memory."""
     rude.stall = True
@@ -399,16 +433,17 @@ def test_traffic_and_keep_alives_keep_a_flow(lab, impatient):
     for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1)):
         alive.setsockopt(socket.IPPROTO_TCP, option, value)
     alive.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sink = lab.serve(TcpServer(lab.world, lambda sock: streams.expect(sock, 0, MIB)))
+    sink = lab.serve(TcpServer(lab.world, lambda sock: streams.expect(sock, 0, 10)))
     one_way = connect(tunnel, lab.world6, sink.port)
-    for _ in range(10):
-        one_way.sendall(b"")
-        one_way.sendall(streams.piece(0, _, 1))
+    for number in range(10):
+        one_way.sendall(streams.piece(0, number, 1))
         time.sleep(0.5)
-    one_way.sendall(b"" + streams.piece(0, 10, 1))
     alive.sendall(b"still here")
     assert alive.recv(100) == b"still here"
-    assert not sink.errors
+    wait_for(lambda: sink.peers and not sink.open_connections(), "ten bytes in five seconds")
+    assert not sink.errors, f"the flow in one direction was cut: {sink.errors[0]}"
+    alive.close()
+    one_way.close()
 
 
 def test_keep_alive_towards_the_proxy(lab, rude, rude_tunnel):
