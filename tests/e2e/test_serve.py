@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import resource
 import select
 import signal
 import socket
@@ -14,7 +13,7 @@ import time
 import pytest
 
 import socks5
-from lab import Culvert
+from lab import CULVERT, Culvert
 from netns import reset, wait_for
 from servers import TcpServer, UdpEcho, echo, resetting
 
@@ -48,6 +47,12 @@ def pattern(size, seed=1):
     """Bytes that a shift or a swap would not leave alike."""
     block = hashlib.shake_128(bytes([seed])).digest(65521)
     return (block * (size // len(block) + 1))[:size]
+
+
+def cpu_ticks(pid):
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def read_all(sock):
@@ -519,6 +524,23 @@ def test_several_listeners_and_port_0(lab, app):
                 assert sock.recv(1) == b"x"
 
 
+def test_bind_interface_and_mark(lab, app):
+    """Every socket towards the world carries them, TCP and UDP; those towards the client do not."""
+    with lab.culvert_serve("--bind-interface", "w0", "--mark", "77") as server:
+        proxy = (server.host, server.port)
+        with socks5.connect(app, proxy, "www.test", 7) as sock, \
+                socks5.Association(app, proxy) as association:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+            association.send(b"x", lab.world4, 7)
+            assert association.receive()[0] == b"x"
+            lines = lab.mid.run("ss", "-tunapeO").stdout.splitlines()
+            ours = [line for line in lines if f"pid={server.pid}," in line]
+            assert sum("fwmark:0x4d" in line for line in ours) == 2, ours
+    with lab.culvert_serve("--bind-interface", "lo") as server:
+        assert socks5.reply_code(app, (server.host, server.port), lab.world4, 7) != socks5.SUCCEEDED
+
+
 @pytest.mark.parametrize("listen,said", [("{taken}", "in use"), ("10.1.2.3:1080", "address")])
 def test_cannot_listen(lab, server, listen, said):
     listen = listen.format(taken=f"{server.host}:{server.port}")
@@ -546,7 +568,8 @@ def test_descriptors_run_out(lab, app):
     """A clear line, no spin; who was served is served on, and new clients are when there is room."""
     script = 'ulimit -n 64; exec "$@"'
     lines = []
-    command = lab.mid.argv("sh", "-c", script, "sh", *Culvert_argv(lab))
+    command = lab.mid.argv("sh", "-c", script, "sh", CULVERT, "serve",
+                           "--listen", f"{lab.proxy4}:0")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True).start()
     try:
@@ -571,14 +594,3 @@ def test_descriptors_run_out(lab, app):
     finally:
         process.terminate()
         assert process.wait(10) == 0
-
-
-def Culvert_argv(lab):
-    from lab import CULVERT
-    return [CULVERT, "serve", "--listen", f"{lab.proxy4}:0"]
-
-
-def cpu_ticks(pid):
-    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
