@@ -37,7 +37,7 @@ static void input_echo(struct stack *s, const struct packet *p, const struct pac
     output_raw(s->device, p->data, info->len);
 }
 
-/* --- reassembly ---------------------------------------------------------------------------------- */
+/* --- reassembly ------------------------------------------------------------------------------ */
 
 /*
  * lwIP leaves the IPv4 header checksum to a device that sums, and (2.2.1) makes the IPv6 payload
@@ -110,7 +110,7 @@ static void input_fragment(struct stack *s, const struct packet *p, const struct
         return;
     memcpy(copy->payload, p->data, info->len);
     pretend_to_be(s, &info->dst.addr);
-    ip_data.current_input_netif = &s->netif; /* ip4_reass() looks at it before ip4_input() sets it */
+    ip_data.current_input_netif = &s->netif; /* ip4_reass() looks before ip4_input() sets it */
     if (s->fragments_until_ms <= s->now_ms)
         s->next_fragment_ms = s->now_ms + FRAGMENT_TICK_MS;
     s->fragments_until_ms = s->now_ms + FRAGMENT_LIFETIME_MS;
@@ -146,16 +146,19 @@ void input_batch_end(struct stack *s)
     }
 }
 
-/* --- dispatch ------------------------------------------------------------------------------------ */
+/* --- dispatch -------------------------------------------------------------------------------- */
 
-/* Whoever sends the packets also decides how many lines this could be. */
+/* Whoever sends the packets also decides how many lines this is: a few, and all when tracing. */
 static void log_drop(const struct packet *p, const struct packet_info *info)
 {
     static struct log_limit limit = LOG_LIMIT(20);
+    if (log_threshold < LOG_LEVEL_DEBUG ||
+        (log_threshold == LOG_LEVEL_DEBUG && !log_allowed(&limit)))
+        return;
     char src[ENDPOINT_TEXT_MAX], dst[ENDPOINT_TEXT_MAX];
-    log_limited(LOG_LEVEL_DEBUG, &limit, "packet dropped (%s): %zu bytes, protocol %u, %s to %s",
-                packet_drop_name(info->drop), p->len, info->protocol,
-                endpoint_format(&info->src, src), endpoint_format(&info->dst, dst));
+    log_debug("packet dropped (%s): %zu bytes, protocol %u, %s to %s", packet_drop_name(info->drop),
+              p->len, info->protocol, endpoint_format(&info->src, src),
+              endpoint_format(&info->dst, dst));
 }
 
 void input_packet(struct stack *s, const struct packet *p, struct rx_buffer **buffer)
