@@ -5,7 +5,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 
 #include <cmocka.h>
@@ -13,6 +12,7 @@
 #include "core/base/log.h"
 #include "core/dns_forward.h"
 #include "core/dns_message.h"
+#include "failing_memory.h"
 #include "fake_loop.h"
 
 struct lab {
@@ -578,35 +578,6 @@ static void test_relay_is_none_of_our_business(void **state)
 
 /* --- out of memory --------------------------------------------------------------------------- */
 
-static unsigned long calls_left; /* allocations until one fails; 0: none does */
-
-static bool fails_now(void)
-{
-    return calls_left > 0 && --calls_left == 0;
-}
-
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t count, size_t size);
-void *__real_mmap(void *at, size_t len, int protection, int flags, int fd, off_t offset);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t count, size_t size);
-void *__wrap_mmap(void *at, size_t len, int protection, int flags, int fd, off_t offset);
-
-void *__wrap_malloc(size_t size)
-{
-    return fails_now() ? NULL : __real_malloc(size);
-}
-
-void *__wrap_calloc(size_t count, size_t size)
-{
-    return fails_now() ? NULL : __real_calloc(count, size);
-}
-
-void *__wrap_mmap(void *at, size_t len, int protection, int flags, int fd, off_t offset)
-{
-    return fails_now() ? MAP_FAILED : __real_mmap(at, len, protection, flags, fd, offset);
-}
-
 /* Ask and, where a server is to be asked, serve: one answer comes, whatever fails. */
 static void ask_and_serve(const char *name, uint16_t type)
 {
@@ -654,19 +625,19 @@ static void test_every_allocation_fails_once(void **state)
     unsigned long n = 0;
     do {
         fake_dials_reset(lab.loop);
-        calls_left = ++n;
+        failing_memory.calls_left = ++n;
         lab.dns = dns_new(lab.loop, NULL, &config);
         if (lab.dns) {
             use_all();
-            unsigned long left = calls_left;
-            calls_left = 0;
+            unsigned long left = failing_memory.calls_left;
+            failing_memory.calls_left = 0;
             ask_and_serve("after.test", 16); /* it works when there is memory again */
             assert_int_equal(rcode(), DNS_NOERROR);
             dns_free(lab.dns);
-            calls_left = left;
+            failing_memory.calls_left = left;
         }
-    } while (calls_left == 0 && n < 1000);
-    calls_left = 0;
+    } while (failing_memory.calls_left == 0 && n < 1000);
+    failing_memory.calls_left = 0;
     assert_in_range(n, 30, 999);
     lab.dns = good;
 }

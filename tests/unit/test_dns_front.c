@@ -1,7 +1,6 @@
 /* Port 53 as packets bring it: the stack and the policy replaced at link time. */
 #include "core/flows.h"
 
-#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -10,236 +9,9 @@
 #include <cmocka.h>
 
 #include "core/base/cursor.h"
+#include "failing_memory.h"
 #include "fake_loop.h"
-
-/* --- memory that runs out ----------------------------------------------------------------------
- */
-
-static unsigned long calls_left; /* allocations until one fails; 0: none does */
-
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t count, size_t size);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t count, size_t size);
-
-void *__wrap_malloc(size_t size)
-{
-    return calls_left > 0 && --calls_left == 0 ? NULL : __real_malloc(size);
-}
-
-void *__wrap_calloc(size_t count, size_t size)
-{
-    return calls_left > 0 && --calls_left == 0 ? NULL : __real_calloc(count, size);
-}
-
-/* --- the policy: a query "now..." is answered at once, others when the test says so ----------- */
-
-struct dns_query {
-    struct link link;
-    dns_answer_fn *fn;
-    void *arg;
-    char text[64];
-    bool udp;
-};
-
-static struct link open_queries;
-static size_t open_count, answer_size;
-static enum dns_mode mode;
-
-static size_t make_answer(const char *query, uint8_t *out)
-{
-    size_t len = (size_t)snprintf((char *)out, 100, "re:%s", query);
-    while (len < answer_size)
-        out[len++] = '.';
-    return len;
-}
-
-enum dns_mode dns_mode(const struct dns *d)
-{
-    (void)d;
-    return mode;
-}
-
-struct dns_query *dns_ask(struct dns *d, const uint8_t *query, size_t len, bool udp,
-                          dns_answer_fn *fn, void *arg)
-{
-    (void)d;
-    static uint8_t answer[65535];
-    if (len == 4 && memcmp(query, "junk", 4) == 0)
-        return NULL;
-    struct dns_query *q = __real_calloc(1, sizeof(*q));
-    assert_non_null(q);
-    memcpy(q->text, query, len < 60 ? len : 60);
-    q->udp = udp;
-    if (strncmp(q->text, "now", 3) == 0) {
-        fn(arg, answer, make_answer(q->text, answer));
-        free(q);
-        return NULL;
-    }
-    q->fn = fn;
-    q->arg = arg;
-    list_push_back(&open_queries, &q->link);
-    open_count++;
-    return q;
-}
-
-void dns_cancel(struct dns_query *q)
-{
-    list_remove(&q->link);
-    open_count--;
-    free(q);
-}
-
-/* Answer the open query with this text. */
-static void answer_query(const char *text)
-{
-    static uint8_t answer[65535];
-    LIST_EACH (it, &open_queries) {
-        struct dns_query *q = CONTAINER_OF(it, struct dns_query, link);
-        if (strcmp(q->text, text) != 0)
-            continue;
-        dns_answer_fn *fn = q->fn;
-        void *arg = q->arg;
-        size_t len = make_answer(q->text, answer);
-        dns_cancel(q);
-        fn(arg, answer, len);
-        return;
-    }
-    fail_msg("no query %s", text);
-}
-
-/* --- the stack ------------------------------------------------------------------------------- */
-
-enum { PEERS_MAX = 1100, ROOM = 1 << 20 };
-
-/* A client, as the stack sees it. */
-struct peer {
-    struct conn *conn;
-    bool accepted, shut, aborted;
-    uint8_t rx[20000];
-    size_t rx_len;
-    uint8_t *tx; /* what the client got */
-    size_t tx_len, room, unread;
-    struct chunk *chunks[256];
-    size_t chunk_count;
-    size_t piece; /* conn_peek() hands out pieces of so many bytes */
-    bool send_fails;
-};
-static struct peer peers[PEERS_MAX];
-static size_t peer_count;
-
-static struct {
-    struct endpoint src, dst;
-    unsigned count;
-    char text[100];
-} sent;
-
-static struct peer *peer_of(const struct conn *c)
-{
-    for (size_t i = 0; i < peer_count; i++)
-        if (peers[i].conn == c)
-            return &peers[i];
-    fail_msg("a conn that the stack does not know");
-    return NULL;
-}
-
-int stack_send_datagram(struct stack *s, const struct endpoint *src, const struct endpoint *dst,
-                        const void *payload, size_t len, uint16_t gso_size)
-{
-    (void)s;
-    assert_int_equal(gso_size, 0);
-    sent.src = *src;
-    sent.dst = *dst;
-    sent.count++;
-    memcpy(sent.text, payload, len);
-    sent.text[len] = '\0';
-    return 0;
-}
-
-void conn_accept(struct stack *s, struct conn *c)
-{
-    (void)s;
-    peer_of(c)->accepted = true;
-}
-
-int conn_peek(const struct conn *c, struct iovec *iov, int max)
-{
-    struct peer *p = peer_of(c);
-    int n = 0;
-    for (size_t at = 0; at < p->rx_len && n < max; n++) {
-        iov[n].iov_base = p->rx + at;
-        iov[n].iov_len = p->rx_len - at < p->piece ? p->rx_len - at : p->piece;
-        at += iov[n].iov_len;
-    }
-    return n;
-}
-
-void conn_consume(struct stack *s, struct conn *c, size_t n)
-{
-    (void)s;
-    struct peer *p = peer_of(c);
-    assert_true(n <= p->rx_len);
-    p->rx_len -= n;
-    memmove(p->rx, p->rx + n, p->rx_len);
-}
-
-size_t conn_room(const struct conn *c)
-{
-    return peer_of(c)->room;
-}
-
-int conn_send(struct stack *s, struct conn *c, struct chunk *chunk, const void *bytes, size_t len)
-{
-    (void)s;
-    struct peer *p = peer_of(c);
-    assert_true(len > 0 && len <= 65535 && len <= p->room && !p->shut);
-    if (p->send_fails) {
-        if (!chunk->queued)
-            chunk->release(chunk);
-        return -ENOMEM;
-    }
-    if (!chunk->queued) {
-        assert_true(p->chunk_count < 256);
-        p->chunks[p->chunk_count++] = chunk;
-        chunk->queued = true;
-    }
-    p->tx = realloc(p->tx, p->tx_len + len);
-    assert_non_null(p->tx);
-    memcpy(p->tx + p->tx_len, bytes, len);
-    p->tx_len += len;
-    p->room -= len;
-    return 0;
-}
-
-void conn_flush(struct stack *s, struct conn *c)
-{
-    (void)s, (void)c;
-}
-
-void conn_shutdown(struct stack *s, struct conn *c)
-{
-    (void)s;
-    peer_of(c)->shut = true;
-}
-
-static void release_chunks(struct peer *p)
-{
-    size_t n = p->chunk_count;
-    p->chunk_count = 0;
-    for (size_t i = 0; i < n; i++) {
-        p->chunks[i]->queued = false;
-        p->chunks[i]->release(p->chunks[i]);
-    }
-}
-
-void conn_abort(struct stack *s, struct conn *c)
-{
-    (void)s;
-    struct peer *p = peer_of(c);
-    release_chunks(p);
-    p->conn = NULL;
-    p->aborted = true;
-}
+#include "front_lab.h"
 
 /* --- the lab --------------------------------------------------------------------------------- */
 
@@ -249,11 +21,7 @@ static struct dns_front *front;
 static int setup(void **state)
 {
     (void)state;
-    list_init(&open_queries);
-    open_count = answer_size = 0;
-    mode = DNS_FAKE;
-    peer_count = 0;
-    memset(&sent, 0, sizeof(sent));
+    front_lab_reset();
     worker = (struct worker){.loop = loop_new()};
     front = dns_front_new(&worker);
     return front ? 0 : -1;
@@ -263,12 +31,12 @@ static int teardown(void **state)
 {
     (void)state;
     dns_front_free(front);
-    assert_int_equal(open_count, 0);
+    assert_int_equal(front_lab.open_count, 0);
     assert_int_equal(fake_loop_timers(worker.loop), 0);
-    for (size_t i = 0; i < peer_count; i++) {
-        assert_null(peers[i].conn);
-        assert_int_equal(peers[i].chunk_count, 0);
-        free(peers[i].tx);
+    for (size_t i = 0; i < front_lab.peer_count; i++) {
+        assert_null(front_lab.peers[i].conn);
+        assert_int_equal(front_lab.peers[i].chunk_count, 0);
+        free(front_lab.peers[i].tx);
     }
     loop_free(worker.loop);
     return 0;
@@ -285,12 +53,12 @@ static struct endpoint at(const char *text)
 static struct peer *knock(void)
 {
     struct endpoint src = at("10.0.0.1:4000"), dst = at("198.18.0.2:53");
-    assert_true(peer_count < PEERS_MAX);
-    struct peer *p = &peers[peer_count];
+    assert_true(front_lab.peer_count < PEERS_MAX);
+    struct peer *p = &front_lab.peers[front_lab.peer_count];
     *p = (struct peer){.room = ROOM, .piece = 1000};
     p->conn = dns_front_open(front, &src, &dst);
     assert_non_null(p->conn);
-    peer_count++;
+    front_lab.peer_count++;
     assert_false(p->accepted); /* not before the stack knows the conn */
     return p;
 }
@@ -329,7 +97,7 @@ static void ask(struct peer *p, const char *text)
 /* The client has read all and acknowledges. */
 static void acknowledge(struct peer *p)
 {
-    release_chunks(p);
+    front_lab_release_chunks(p);
     p->room = ROOM;
     if (p->conn)
         dns_front_ready(front, p->conn, CONN_ROOM);
@@ -360,22 +128,22 @@ static void test_datagrams_are_answered_from_where_they_went(void **state)
     (void)state;
     struct endpoint client = at("10.0.0.1:4000"), asked = at("203.0.113.9:53");
     send_query("now-a");
-    assert_int_equal(sent.count, 1);
-    assert_string_equal(sent.text, "re:now-a");
-    assert_true(endpoint_equal(&sent.src, &asked));
-    assert_true(endpoint_equal(&sent.dst, &client));
+    assert_int_equal(front_lab.sent.count, 1);
+    assert_string_equal(front_lab.sent.text, "re:now-a");
+    assert_true(endpoint_equal(&front_lab.sent.src, &asked));
+    assert_true(endpoint_equal(&front_lab.sent.dst, &client));
 
     send_query("b");
     send_query("c");
-    assert_int_equal(sent.count, 1);
-    assert_true(CONTAINER_OF(open_queries.next, struct dns_query, link)->udp);
-    answer_query("c");
-    assert_string_equal(sent.text, "re:c");
-    answer_query("b");
-    assert_string_equal(sent.text, "re:b");
-    assert_int_equal(sent.count, 3);
+    assert_int_equal(front_lab.sent.count, 1);
+    assert_true(front_lab.last_was_udp);
+    front_lab_answer("c");
+    assert_string_equal(front_lab.sent.text, "re:c");
+    front_lab_answer("b");
+    assert_string_equal(front_lab.sent.text, "re:b");
+    assert_int_equal(front_lab.sent.count, 3);
     send_query("junk");
-    assert_int_equal(sent.count, 3);
+    assert_int_equal(front_lab.sent.count, 3);
     send_query("never answered"); /* freed in teardown */
 }
 
@@ -385,9 +153,9 @@ static void test_what_is_taken(void **state)
     struct endpoint dns = at("203.0.113.9:53"), dot = at("203.0.113.9:853");
     assert_true(dns_front_takes(front, &dns));
     assert_false(dns_front_takes(front, &dot));
-    mode = DNS_TCP;
+    front_lab.mode = DNS_TCP;
     assert_true(dns_front_takes(front, &dns));
-    mode = DNS_RELAY;
+    front_lab.mode = DNS_RELAY;
     assert_false(dns_front_takes(front, &dns));
 }
 
@@ -403,10 +171,10 @@ static void test_pipelined_queries_answered_out_of_order(void **state)
     len += frame(bytes + len, "c");
     receive(p, bytes, len);
     assert_got(p, "re:now-b");
-    assert_int_equal(open_count, 2);
-    answer_query("c");
+    assert_int_equal(front_lab.open_count, 2);
+    front_lab_answer("c");
     assert_got(p, "re:c");
-    answer_query("a");
+    front_lab_answer("a");
     assert_got(p, "re:a");
     assert_int_equal(p->tx_len, 0);
     assert_false(p->shut || p->aborted);
@@ -437,7 +205,7 @@ static void test_half_close_waits_for_the_answers(void **state)
     dns_front_ready(front, p->conn, CONN_FIN);
     fake_loop_settle(worker.loop);
     assert_false(p->shut);
-    answer_query("a");
+    front_lab_answer("a");
     assert_got(p, "re:a");
     assert_true(p->shut);
     dns_front_ready(front, p->conn, CONN_CLOSED);
@@ -464,9 +232,9 @@ static void test_a_reset_cancels_what_is_open(void **state)
     struct peer *p = connect_client();
     ask(p, "a");
     ask(p, "b");
-    assert_int_equal(open_count, 2);
+    assert_int_equal(front_lab.open_count, 2);
     dns_front_ready(front, p->conn, CONN_RESET);
-    assert_int_equal(open_count, 0);
+    assert_int_equal(front_lab.open_count, 0);
     assert_true(p->aborted);
     fake_loop_settle(worker.loop);
 
@@ -514,7 +282,7 @@ static void test_an_idle_session_is_closed(void **state)
     assert_true(p->shut);
     ask(p, "a");
     assert_true(p->aborted);
-    assert_int_equal(open_count, 0);
+    assert_int_equal(front_lab.open_count, 0);
 }
 
 static void test_dripping_is_no_activity(void **state)
@@ -550,11 +318,11 @@ static void test_open_queries_of_a_session_are_bounded(void **state)
         len += frame(bytes + len, text);
     }
     receive(p, bytes, len);
-    assert_int_equal(open_count, 64);
+    assert_int_equal(front_lab.open_count, 64);
     assert_true(p->rx_len > 0); /* the rest waits in the window */
     for (int i = 0; i < 100; i++) {
         snprintf(text, sizeof(text), "q%d", i);
-        answer_query(text);
+        front_lab_answer(text);
         char expected[24];
         snprintf(expected, sizeof(expected), "re:q%d", i);
         assert_got(p, expected);
@@ -567,7 +335,7 @@ static void test_a_client_that_does_not_read(void **state)
     (void)state;
     struct peer *p = connect_client();
     uint8_t bytes[100];
-    answer_size = 20000;
+    front_lab.answer_size = 20000;
     p->room = 30000;
     size_t len = frame(bytes, "now-a");
     for (int i = 0; i < 40; i++) {
@@ -584,7 +352,7 @@ static void test_a_client_that_does_not_read(void **state)
     for (int i = 0; i < 200 && total < 40 * 20002; i++) { /* it reads after all */
         total += p->tx_len;
         p->tx_len = 0;
-        release_chunks(p);
+        front_lab_release_chunks(p);
         p->room = 9000;
         dns_front_ready(front, p->conn, CONN_ROOM);
     }
@@ -598,15 +366,15 @@ static void test_a_client_that_does_not_read(void **state)
 static void test_answers_of_all_sessions_are_bounded(void **state)
 {
     (void)state;
-    answer_size = 60000;
+    front_lab.answer_size = 60000;
     for (int i = 0; i < 400; i++) {
         struct peer *p = connect_client();
         p->room = 0;
         ask(p, "now-a");
     }
     size_t alive = 0;
-    for (size_t i = 0; i < peer_count; i++)
-        alive += !peers[i].aborted;
+    for (size_t i = 0; i < front_lab.peer_count; i++)
+        alive += !front_lab.peers[i].aborted;
     assert_true(alive <= (16u << 20) / 60000);
     assert_true(alive > 200);
 }
@@ -615,7 +383,7 @@ static void test_the_largest_answer(void **state)
 {
     (void)state;
     struct peer *p = connect_client();
-    answer_size = 65535;
+    front_lab.answer_size = 65535;
     ask(p, "now-a");
     fake_loop_settle(worker.loop);
     assert_int_equal(p->tx_len, 65537);
@@ -632,7 +400,7 @@ static void test_a_send_that_fails(void **state)
     assert_true(p->aborted);
 
     p = connect_client(); /* in the middle of an answer */
-    answer_size = 5000;
+    front_lab.answer_size = 5000;
     p->room = 1000;
     ask(p, "now-a");
     assert_int_equal(p->tx_len, 1000);
@@ -642,10 +410,10 @@ static void test_a_send_that_fails(void **state)
     assert_true(p->aborted);
 
     p = connect_client(); /* from within an answer that comes later */
-    answer_size = 0;
+    front_lab.answer_size = 0;
     p->send_fails = true;
     ask(p, "a");
-    answer_query("a");
+    front_lab_answer("a");
     fake_loop_settle(worker.loop);
     assert_true(p->aborted);
 }
@@ -668,22 +436,22 @@ static void use_all(void)
 {
     send_query("now-a");
     send_query("b");
-    if (open_count > 0)
-        answer_query("b");
+    if (front_lab.open_count > 0)
+        front_lab_answer("b");
     struct endpoint src = at("10.0.0.1:4000"), dst = at("198.18.0.2:53");
-    struct peer *p = &peers[peer_count];
+    struct peer *p = &front_lab.peers[front_lab.peer_count];
     *p = (struct peer){.room = ROOM, .piece = 1000};
     p->conn = dns_front_open(front, &src, &dst);
     if (!p->conn)
         return;
-    peer_count++;
+    front_lab.peer_count++;
     fake_loop_settle(worker.loop);
     dns_front_ready(front, p->conn, CONN_OPENED);
     ask(p, "now-c");
     if (!p->aborted)
         ask(p, "d");
-    if (open_count > 0)
-        answer_query("d");
+    if (front_lab.open_count > 0)
+        front_lab_answer("d");
     fake_loop_settle(worker.loop);
     if (!p->aborted)
         assert_got(p, "re:now-c");
@@ -696,17 +464,17 @@ static void test_every_allocation_fails_once(void **state)
     (void)state;
     unsigned long n = 0;
     do {
-        calls_left = ++n;
+        failing_memory.calls_left = ++n;
         use_all();
-        assert_int_equal(open_count, 0);
-    } while (calls_left == 0 && n < 100);
-    calls_left = 0;
+        assert_int_equal(front_lab.open_count, 0);
+    } while (failing_memory.calls_left == 0 && n < 100);
+    failing_memory.calls_left = 0;
     assert_in_range(n, 8, 99);
     struct peer *p = connect_client();
     ask(p, "now-a");
     assert_got(p, "re:now-a");
 
-    calls_left = 1;
+    failing_memory.calls_left = 1;
     assert_null(dns_front_new(&worker));
 }
 
