@@ -1,33 +1,25 @@
 /* Where it begins: the command line, the process' own surroundings, and then one command. */
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "core/commands.h"
 #include "core/options.h"
+#include "core/process.h"
 #include "core/say.h"
 
-/* A closed stdin, stdout or stderr must not become the number of a socket or of the device. */
+/*
+ * A closed stdin, stdout or stderr must not become the number of a socket or of the device. What
+ * `run` executes finds it closed as before.
+ */
 static void occupy_standard_descriptors(void)
 {
-    int fd = open("/dev/null", O_RDWR);
+    int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
     while (fd >= 0 && fd <= STDERR_FILENO)
-        fd = open("/dev/null", O_RDWR);
+        fd = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (fd >= 0)
         close(fd);
-}
-
-/* Each flow wants a descriptor: take all that the hard limit allows. */
-static void raise_descriptor_limit(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= limit.rlim_max)
-        return;
-    limit.rlim_cur = limit.rlim_max;
-    (void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 static bool open_log(const struct options *o)
@@ -54,6 +46,8 @@ static int run_command(const struct options *o)
         return command_up(o);
     case COMMAND_DOWN:
         return command_down(o);
+    case COMMAND_RUN:
+        return command_run(o);
     case COMMAND_NONE:
         break;
     }
@@ -64,8 +58,8 @@ static int run(struct options *o)
 {
     if (!open_log(o))
         return EXIT_REFUSED;
-    raise_descriptor_limit();
-    (void)signal(SIGPIPE, SIG_IGN);
+    if (o->command != COMMAND_RUN) /* which hands on to its command what it was given */
+        process_prepare_relay();
     return run_command(o);
 }
 

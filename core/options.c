@@ -27,7 +27,7 @@ struct parse {
     char **argv;
     int at;          /* the next argument */
     char **secrets;  /* what argv[i] was before it was overwritten, NULL where it was left alone */
-    char *env_proxy; /* ALL_PROXY's value, or NULL */
+    const char *env_proxy; /* ALL_PROXY's value in `out`, or NULL */
     const struct command_spec *command;
     const char *proxy_text;
     struct options *out;
@@ -87,12 +87,24 @@ static char *find_password(char **argv, int i, size_t *len)
     return is_path ? NULL : find_url_password(argv[i], len);
 }
 
+/* How many arguments are culvert's own: behind run's "--" stands another program's command line. */
+static int own_arguments(const struct parse *p)
+{
+    int i = 1;
+    if (p->argc < 2 || strcmp(p->argv[1], "run") != 0)
+        return p->argc;
+    while (i < p->argc && strcmp(p->argv[i], "--") != 0)
+        i++;
+    return i;
+}
+
 /* Copy every argument with a password in it, then overwrite the password. */
 static bool hide_arguments(struct parse *p)
 {
     p->secrets = calloc((size_t)p->argc + 1, sizeof(*p->secrets));
     bool copied = p->secrets != NULL;
-    for (int i = 1; i < p->argc; i++) {
+    int count = own_arguments(p);
+    for (int i = 1; i < count; i++) {
         size_t len = 0;
         char *password = find_password(p->argv, i, &len);
         if (!password || len == 0)
@@ -104,19 +116,23 @@ static bool hide_arguments(struct parse *p)
     return copied ? true : fail(p, "out of memory");
 }
 
+const char *const options_environment[2] = {"ALL_PROXY", "all_proxy"};
+
 /* Take both spellings out of the environment; the first that is set counts. */
 static bool hide_environment(struct parse *p)
 {
-    static const char *const names[] = {"ALL_PROXY", "all_proxy"};
     bool copied = true;
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-        char *value = getenv(names[i]);
+    for (size_t i = 0; i < 2; i++) {
+        char *value = getenv(options_environment[i]);
         if (!value)
             continue;
-        if (!p->env_proxy && *value && !(p->env_proxy = strdup(value)))
+        char *copy = p->out->run.environment[i] = strdup(value);
+        if (!copy)
             copied = false;
+        else if (!p->env_proxy && *copy)
+            p->env_proxy = copy;
         explicit_bzero(value, strlen(value));
-        (void)unsetenv(names[i]);
+        (void)unsetenv(options_environment[i]);
     }
     return copied ? true : fail(p, "out of memory");
 }
@@ -128,12 +144,22 @@ static void free_secret(char *text)
     free(text);
 }
 
+static void forget_environment(struct options *o)
+{
+    for (size_t i = 0; i < 2; i++) {
+        free_secret(o->run.environment[i]);
+        o->run.environment[i] = NULL;
+    }
+}
+
+/* Only `run` hands an environment on. */
 static void forget_secrets(struct parse *p)
 {
     for (int i = 0; p->secrets && i < p->argc; i++)
         free_secret(p->secrets[i]);
     free(p->secrets);
-    free_secret(p->env_proxy);
+    if (p->out->command != COMMAND_RUN)
+        forget_environment(p->out);
 }
 
 /*
@@ -513,6 +539,9 @@ static enum options_verdict read_command(struct parse *p)
 /* An argument that is no option. It may be anything, also a secret: it is not quoted. */
 static bool read_positional(struct parse *p, const char *text)
 {
+    if (p->command->command == COMMAND_RUN && p->proxy_text)
+        return fail(p, "run wants -- between PROXY_URL and the command; argument %d is neither",
+                    p->at - 1);
     if (!p->command->wants_proxy)
         return fail(p, "%s takes options only, argument %d is none; see culvert %s --help",
                     p->command->name, p->at - 1, p->command->name);
@@ -533,6 +562,8 @@ static enum options_verdict read_arguments(struct parse *p)
         if (!options_end && is_help(text))
             return OPTIONS_HELP;
         if (!options_end && strcmp(text, "--") == 0) {
+            if (p->command->command == COMMAND_RUN)
+                break;
             options_end = true;
             continue;
         }
@@ -546,6 +577,20 @@ static enum options_verdict read_arguments(struct parse *p)
             return OPTIONS_BAD;
     }
     return OPTIONS_RUN;
+}
+
+/* What `run` is to run: everything behind "--". */
+static bool read_run(struct parse *p)
+{
+    struct run_options *run = &p->out->run;
+    if (p->at < p->argc)
+        run->argv = p->argv + p->at;
+    int what = (run->argv != NULL) + (run->netns != NULL) + (run->pid != 0);
+    if (what > 1)
+        return fail(p, "run takes one of a command, --netns and --pid");
+    if (what == 0)
+        return fail(p, "run wants a command behind --, as in culvert run PROXY_URL -- curl URL");
+    return true;
 }
 
 static bool read_proxy(struct parse *p)
@@ -574,6 +619,8 @@ static enum options_verdict read_everything(struct parse *p)
         return verdict;
     if (!apply_defaults(p))
         return OPTIONS_BAD;
+    if (p->command->command == COMMAND_RUN && !read_run(p))
+        return OPTIONS_BAD;
     if (p->command->wants_proxy && !read_proxy(p))
         return OPTIONS_BAD;
     return OPTIONS_RUN;
@@ -597,4 +644,5 @@ void options_wipe(struct options *o)
 {
     proxy_url_wipe(&o->proxy);
     explicit_bzero(&o->auth, sizeof(o->auth));
+    forget_environment(o);
 }

@@ -20,7 +20,7 @@
 
 enum { OPTIONS_LIST_MAX = 16, OPTIONS_ERROR_MAX = 320 };
 
-enum command { COMMAND_NONE, COMMAND_TUN, COMMAND_SERVE, COMMAND_UP, COMMAND_DOWN };
+enum command { COMMAND_NONE, COMMAND_TUN, COMMAND_SERVE, COMMAND_UP, COMMAND_DOWN, COMMAND_RUN };
 enum icmp_mode { ICMP_DROP, ICMP_REPLY };
 
 struct cidr_list {
@@ -58,6 +58,15 @@ struct up_options {
     bool gateway;
 };
 
+/* What `run` runs, or what it attaches to. */
+struct run_options {
+    char **argv;       /* NULL-terminated, a part of argv; NULL: none was given */
+    const char *netns; /* a name or a path; NULL: none */
+    int pid;           /* 0: none */
+    /* ALL_PROXY and all_proxy as they were found; NULL: not set. Owned, see options_wipe(). */
+    char *environment[2];
+};
+
 /* --auth; user 1..255 bytes, password 0..255 (RFC 1929, 2), NUL-terminated. */
 struct auth_option {
     bool present;
@@ -89,6 +98,7 @@ struct options {
     struct outbound_options outbound;
     const char *resolver_conf; /* where the proxy's name is resolved; NULL: /etc/resolv.conf */
     struct up_options up;
+    struct run_options run;
 
     /* serve */
     struct endpoint_list listens;
@@ -108,13 +118,16 @@ enum options_verdict {
 /*
  * Parse a command line. Takes the proxy from ALL_PROXY or all_proxy where the command needs one
  * and none is given. `argv` must outlive `out`; passwords in it are overwritten with '*'. With
- * OPTIONS_BAD and OPTIONS_HELP `out` holds no secret.
+ * OPTIONS_BAD and OPTIONS_HELP `out` holds no secret. Behind run's "--" nothing is touched: that
+ * is another program's command line.
  */
 enum options_verdict options_parse(int argc, char **argv, struct options *out,
                                    char error[OPTIONS_ERROR_MAX]);
 /* Did the user give the option of that name (without dashes), rather than take its default? */
 bool options_given(const struct options *o, const char *name);
-/* Overwrite every secret. */
+/* The names of run.environment[]. */
+extern const char *const options_environment[2];
+/* Overwrite every secret, and free what is owned. */
 void options_wipe(struct options *o);
 
 /* To stdout: the whole program (COMMAND_NONE), or one command. */

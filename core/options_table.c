@@ -6,6 +6,7 @@
 #define SERVE (1u << COMMAND_SERVE)
 #define UP    (1u << COMMAND_UP)
 #define DOWN  (1u << COMMAND_DOWN)
+#define RUN   (1u << COMMAND_RUN)
 
 #define FIELD(member) offsetof(struct options, member)
 
@@ -28,7 +29,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_LINK,
         .argument = "NAME",
         .fallback = "culvert0",
-        .commands = TUN | UP,
+        .commands = TUN | UP | RUN,
         .offset = FIELD(tun_name),
         .help = "Name of the TUN device. It is created and vanishes with culvert; a persistent "
                 "device of that name is taken over and left as it was found.",
@@ -49,7 +50,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_NUMBER,
         .argument = "N",
         .fallback = "1500",
-        .commands = TUN | UP,
+        .commands = TUN | UP | RUN,
         .offset = FIELD(mtu),
         .min = 1280,
         .max = 65535,
@@ -61,7 +62,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_CIDR,
         .argument = "CIDR",
         .fallback = DEFAULT_ADDRESSES,
-        .commands = TUN | UP,
+        .commands = TUN | UP | RUN,
         .offset = FIELD(addresses),
         .help = "An address of the device with its range, IPv4 or IPv6. Repeatable; replaces the "
                 "defaults.",
@@ -71,7 +72,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_SWITCH,
         .argument = "on|off",
         .fallback = "on",
-        .commands = TUN | UP,
+        .commands = TUN | UP | RUN,
         .offset = FIELD(offload),
         .help = "Let the kernel pass super-packets and unfinished checksums (vnet header, TSO, "
                 "USO), as far as it can.",
@@ -82,7 +83,7 @@ const struct option_spec option_table[] = {
         .argument = "fake|tcp|relay",
         .fallback = "fake",
         .choices = dns_choices,
-        .commands = TUN | UP,
+        .commands = TUN | UP | RUN,
         .offset = FIELD(dns),
         .help = "What happens to DNS queries to any address. fake: A and AAAA are answered from "
                 "the fake range and the name goes to the proxy, other types go over TCP through "
@@ -94,7 +95,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_ENDPOINT,
         .argument = "ADDR[:PORT]",
         .fallback = "1.1.1.1",
-        .commands = TUN | UP,
+        .commands = TUN | UP | RUN,
         .offset = FIELD(dns_server),
         .port = 53,
         .help = "The resolver that is asked over TCP, through the proxy.",
@@ -103,7 +104,7 @@ const struct option_spec option_table[] = {
         .name = "fake-range",
         .kind = OPTION_CIDR,
         .argument = "CIDR",
-        .commands = TUN | UP,
+        .commands = TUN | UP | RUN,
         .offset = FIELD(fake_ranges),
         .help = "A range that fake addresses come from, IPv4 or IPv6. Repeatable. Default: the "
                 "ranges of --address.",
@@ -114,7 +115,7 @@ const struct option_spec option_table[] = {
         .argument = "associate|block",
         .fallback = "associate",
         .choices = udp_choices,
-        .commands = TUN | UP,
+        .commands = TUN | UP | RUN,
         .offset = FIELD(limits.udp_mode),
         .help = "associate: UDP goes through the proxy (UDP ASSOCIATE). block: it is answered "
                 "with ICMP port unreachable at once, so that applications fall back to TCP.",
@@ -125,7 +126,7 @@ const struct option_spec option_table[] = {
         .argument = "drop|reply",
         .fallback = "drop",
         .choices = icmp_choices,
-        .commands = TUN | UP,
+        .commands = TUN | UP | RUN,
         .offset = FIELD(icmp),
         .help = "Echo requests (ping) cannot go through SOCKS5. drop: no answer. reply: culvert "
                 "answers itself, whether the host lives or not.",
@@ -135,7 +136,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_NUMBER,
         .argument = "N",
         .fallback = "65536",
-        .commands = TUN | UP,
+        .commands = TUN | UP | RUN,
         .offset = FIELD(limits.max_flows),
         .min = 1,
         .max = 1000000,
@@ -147,10 +148,30 @@ const struct option_spec option_table[] = {
         .kind = OPTION_SWITCH,
         .argument = "on|off",
         .fallback = "on",
-        .commands = TUN | UP,
+        .commands = TUN | UP | RUN,
         .offset = FIELD(pipeline),
         .help = "Send greeting, credentials and request to the proxy without waiting in between, "
                 "where its answers allow it.",
+    },
+    {
+        .name = "netns",
+        .kind = OPTION_PATH,
+        .argument = "NAME",
+        .commands = RUN,
+        .offset = FIELD(run.netns),
+        .help = "Give the network namespace of that name (ip netns), or path, its way out, instead "
+                "of running a command.",
+    },
+    {
+        .name = "pid",
+        .kind = OPTION_NUMBER,
+        .argument = "PID",
+        .commands = RUN,
+        .offset = FIELD(run.pid),
+        .min = 1,
+        .max = INT32_MAX,
+        .help = "The same for the network namespace of a running process, a container's for "
+                "example.",
     },
     {
         .name = "listen",
@@ -175,7 +196,7 @@ const struct option_spec option_table[] = {
         .name = "mark",
         .kind = OPTION_NUMBER,
         .argument = "N",
-        .commands = TUN | UP | SERVE,
+        .commands = TUN | UP | RUN | SERVE,
         .offset = FIELD(outbound.mark),
         .max = UINT32_MAX,
         .help = "Firewall mark of every socket that culvert opens itself, decimal or 0x "
@@ -185,14 +206,14 @@ const struct option_spec option_table[] = {
         .name = "bind-interface",
         .kind = OPTION_LINK,
         .argument = "IF",
-        .commands = TUN | UP | SERVE,
+        .commands = TUN | UP | RUN | SERVE,
         .offset = FIELD(outbound.bind_interface),
         .help = "Network interface that every socket that culvert opens itself is bound to.",
     },
     {
         .name = "allow-loopback",
         .kind = OPTION_FLAG,
-        .commands = TUN | UP | SERVE,
+        .commands = TUN | UP | RUN | SERVE,
         .offset = FIELD(outbound.allow_loopback),
         .help = "Let direct:// and serve lead to this host's own loopback addresses, which are "
                 "refused otherwise.",
@@ -257,7 +278,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_NUMBER,
         .argument = "SECONDS",
         .fallback = "10",
-        .commands = TUN | UP | SERVE,
+        .commands = TUN | UP | RUN | SERVE,
         .offset = FIELD(outbound.connect_timeout_ms),
         .min = 1,
         .max = 3600,
@@ -269,7 +290,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_NUMBER,
         .argument = "SECONDS",
         .fallback = "7440",
-        .commands = TUN | UP,
+        .commands = TUN | UP | RUN,
         .offset = FIELD(limits.tcp_idle_timeout_s),
         .min = 1,
         .max = 31536000,
@@ -281,7 +302,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_NUMBER,
         .argument = "SECONDS",
         .fallback = "60",
-        .commands = TUN | UP | SERVE,
+        .commands = TUN | UP | RUN | SERVE,
         .offset = FIELD(limits.udp_idle_timeout_s),
         .min = 1,
         .max = 31536000,
@@ -294,7 +315,7 @@ const struct option_spec option_table[] = {
         .argument = "error|warn|info|debug|trace",
         .fallback = "info",
         .choices = log_choices,
-        .commands = TUN | UP | DOWN | SERVE,
+        .commands = TUN | UP | RUN | DOWN | SERVE,
         .offset = FIELD(log_level),
         .help = "How much is logged.",
     },
@@ -302,7 +323,7 @@ const struct option_spec option_table[] = {
         .name = "log-file",
         .kind = OPTION_PATH,
         .argument = "FILE",
-        .commands = TUN | UP | DOWN | SERVE,
+        .commands = TUN | UP | RUN | DOWN | SERVE,
         .offset = FIELD(log_file),
         .help = "Append the log to FILE instead of writing it to stderr.",
     },
@@ -350,6 +371,27 @@ const struct command_spec command_table[] = {
         .summary = "undo what an up that was killed has left behind",
         .help = "Puts back routes, rules, settings and resolver as they were before a culvert up "
                 "that could not do it itself. Where there is nothing to undo it does nothing.",
+    },
+    {
+        .name = "run",
+        .command = COMMAND_RUN,
+        .wants_proxy = true,
+        .usage = "[options] PROXY_URL -- CMD ...",
+        .summary = "run one command, and all it starts, through the proxy; no root needed",
+        .help = "CMD gets a network of its own that leads nowhere but into the proxy: TCP, UDP and "
+                "DNS, IPv4 and IPv6, whatever kind of program it is. User, files, environment, "
+                "terminal and standard streams stay the user's. culvert ends with CMD; what CMD "
+                "leaves running in the background keeps its way out.\n"
+                "With --netns or --pid instead of CMD an existing network namespace is given its "
+                "way out, until culvert is stopped. Its own connected networks and specific routes "
+                "stay; its programs must ask a resolver that is not on its loopback.\n"
+                "PROXY_URL is socks5://[USER[:PASSWORD]@]HOST[:PORT]; without it the "
+                "environment's ALL_PROXY or all_proxy counts. CMD does not see variables that "
+                "name the same proxy: it needs none.\n"
+                "Exit status: CMD's own, 128+N where signal N killed it, 127 where there is no such "
+                "command, 126 where it cannot be executed; 1 and 2 as below.\n"
+                "Wants user namespaces and /dev/net/tun readable and writable for the user, or "
+                "root.",
     },
     {
         .name = "serve",

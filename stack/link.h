@@ -17,6 +17,11 @@ int link_set_txqueuelen(const char *name, unsigned packets);
 /* 0 also when the address is there already. IPv6: without duplicate address detection. */
 int link_add_address(const char *name, const struct cidr *address);
 int link_delete_address(const char *name, const struct cidr *address);
+/*
+ * Route `destination` into the link, in table main; `metric` 0: the family's own default. 0, or
+ * -EEXIST when there is a route to it of that metric already, into whatever link.
+ */
+int link_add_route(const char *name, const struct cidr *destination, uint32_t metric);
 /* Is `a` an address of another link than `name`? Writes that link's name. */
 bool link_address_in_use(const struct addr *a, const char *name, char other[16]);
 

@@ -25,6 +25,7 @@
 #include <linux/rtnetlink.h>
 
 #include "core/base/log.h"
+#include "stack/route.h"
 
 enum {
     REQUEST_SIZE = 512,
@@ -351,6 +352,30 @@ int link_add_address(const char *name, const struct cidr *address)
 int link_delete_address(const char *name, const struct cidr *address)
 {
     return change_address(name, address, RTM_DELADDR, 0);
+}
+
+int link_add_route(const char *name, const struct cidr *destination, uint32_t metric)
+{
+    int index = link_index(name);
+    if (index < 0)
+        return index;
+    bool v4 = addr_is_v4(&destination->addr);
+    struct request r;
+    request_begin(&r, RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL);
+    struct rtmsg *message = mnl_nlmsg_put_extra_header(r.header, sizeof(*message));
+    message->rtm_family = v4 ? AF_INET : AF_INET6;
+    message->rtm_dst_len = destination->prefix;
+    message->rtm_table = RT_TABLE_MAIN;
+    message->rtm_protocol = ROUTE_PROTOCOL;
+    message->rtm_scope = v4 ? RT_SCOPE_LINK : RT_SCOPE_UNIVERSE;
+    message->rtm_type = RTN_UNICAST;
+    if (destination->prefix > 0)
+        mnl_attr_put(r.header, RTA_DST, v4 ? 4 : 16,
+                     v4 ? addr_v4_bytes(&destination->addr) : destination->addr.bytes);
+    mnl_attr_put_u32(r.header, RTA_OIF, (uint32_t)index);
+    if (metric > 0)
+        mnl_attr_put_u32(r.header, RTA_PRIORITY, metric);
+    return talk(&r, NULL, NULL);
 }
 
 /* Who has `wanted`, other than the link `own`? */

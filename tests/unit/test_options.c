@@ -189,6 +189,41 @@ static void test_up(void **state)
     assert_int_equal(l.options.command, COMMAND_DOWN);
 }
 
+static void test_run(void **state)
+{
+    (void)state;
+    static struct line l;
+    parse_good(&l, "culvert run --udp block socks5://alice:secret@192.0.2.1 --mtu 1400 -- curl -s "
+                   "--mtu socks5://bob:hunter2@192.0.2.9 -- x");
+    const struct run_options *run = &l.options.run;
+    assert_int_equal(l.options.command, COMMAND_RUN);
+    assert_int_equal(l.options.mtu, 1400);
+    assert_string_equal(l.options.proxy.password, "secret");
+    assert_null(strstr(l.argv[4], "secret"));
+    /* The command's own words, whatever they look like. */
+    assert_string_equal(run->argv[0], "curl");
+    assert_string_equal(run->argv[2], "--mtu");
+    assert_string_equal(run->argv[3], "socks5://bob:hunter2@192.0.2.9");
+    assert_string_equal(run->argv[4], "--");
+    assert_string_equal(run->argv[5], "x");
+    assert_null(run->argv[6]);
+    parse_good(&l, "culvert run --netns blue direct://");
+    assert_string_equal(run->netns, "blue");
+    assert_null(run->argv);
+    parse_good(&l, "culvert run direct:// --pid 4711 --");
+    assert_int_equal(run->pid, 4711);
+
+    /* The environment is the command's: kept, but not in this process' environment. */
+    assert_int_equal(setenv("all_proxy", "socks5://eve:hunter2@192.0.2.10", 1), 0);
+    parse_good(&l, "culvert run -- true");
+    assert_string_equal(l.options.proxy.user, "eve");
+    assert_null(getenv("all_proxy"));
+    assert_null(run->environment[0]);
+    assert_string_equal(run->environment[1], "socks5://eve:hunter2@192.0.2.10");
+    options_wipe(&l.options);
+    assert_null(run->environment[1]);
+}
+
 static void test_help_and_version(void **state)
 {
     (void)state;
@@ -262,6 +297,14 @@ static void test_refused(void **state)
         {"culvert up --exclude-uid nobody-such direct://", "--exclude-uid nobody-such"},
         {"culvert up --tun-fd 3 direct://", "up has no option --tun-fd"},
         {"culvert tun --kill-switch direct://", "tun has no option --kill-switch"},
+        {"culvert run direct://", "wants a command"},
+        {"culvert run direct:// --", "wants a command"},
+        {"culvert run direct:// true", "run wants -- between"},
+        {"culvert run -- true", "run wants a PROXY_URL"},
+        {"culvert run --netns a direct:// -- true", "one of a command"},
+        {"culvert run --netns a --pid 1 direct://", "one of a command"},
+        {"culvert run --pid 0 direct://", "--pid 0"},
+        {"culvert run --tun-fd 3 direct:// -- true", "run has no option --tun-fd"},
         {"culvert down direct://", "down takes options only"},
         {"culvert --mtu 1500 tun direct://", "a command must come before --mtu"},
         {"culvert tun", "tun wants a PROXY_URL"},
@@ -455,6 +498,7 @@ int main(void)
         cmocka_unit_test(test_switches),
         cmocka_unit_test(test_serve),
         cmocka_unit_test(test_up),
+        cmocka_unit_test(test_run),
         cmocka_unit_test(test_help_and_version),
         cmocka_unit_test(test_table_is_consistent),
         cmocka_unit_test(test_refused),

@@ -1,0 +1,8 @@
+/* What a process does to its own surroundings before it relays. */
+#ifndef CULVERT_PROCESS_H
+#define CULVERT_PROCESS_H
+
+/* As many descriptors as the hard limit allows; a broken pipe is an error, not a death. */
+void process_prepare_relay(void);
+
+#endif

@@ -1,0 +1,67 @@
+/*
+ * `culvert run PROXY_URL -- CMD`: who is who. Only the run_*.c and cmd_run.c include this.
+ *
+ *   front     what the user started: waits for CMD, passes signals on, ends with CMD's status
+ *   relay     core/worker.h, outside the namespaces, in a session of its own; the parent of
+ *   reaper    a subreaper: everything that CMD starts and leaves behind becomes its child, so it
+ *             knows when the last is gone, and then ends, and the relay with it
+ *   CMD       enters its namespaces, passes the device to the relay, waits for it, executes
+ *
+ * CMD stays in the front's process group and session, so that the terminal treats it as what the
+ * user started. The front follows it: it stops when CMD stops, and signals that were sent to the
+ * front alone go on to CMD.
+ */
+#ifndef CULVERT_RUN_H
+#define CULVERT_RUN_H
+
+#include <signal.h>
+#include <sys/types.h>
+
+#include "core/options.h"
+
+/* What the reaper tells the front, one message each. */
+enum run_event { RUN_STARTED, RUN_STOPPED, RUN_ENDED };
+struct run_report {
+    enum run_event event;
+    int value; /* STARTED: CMD's process id. ENDED: its wait status (wait(2)) */
+    bool last; /* ENDED: nothing that it started is left */
+};
+
+/* Descriptors by pairs, all close-on-exec; each process closes what is not its own. -1: closed. */
+struct run_job {
+    const struct options *options;
+    int report[2];   /* socket: [0] the front, [1] the reaper */
+    int handover[2]; /* socket: [0] the relay, [1] CMD: the device there, a byte back when ready */
+    int log[2];      /* pipe: [0] the front, [1] the relay once it is ready */
+    pid_t relay;
+    sigset_t mask;             /* what CMD is to get back, as it was at the start: */
+    struct sigaction on_child; /* SIGCHLD */
+};
+
+/* Close one end that is not this process' own. */
+void run_close(int *fd);
+/*
+ * Let go of what is the command's, lest its end be waited for in vain: the streams from stdin to
+ * `last`, descriptors that the parent process passed, the working directory.
+ */
+void run_let_go(int last);
+
+/* run_front.c: the exit status. All signals that are passed on are blocked already. */
+int run_front(struct run_job *job);
+void run_block_signals(sigset_t *old);
+
+/* run_relay.c: the exit status of the relay's process. */
+int run_relay(struct run_job *job);
+
+/* run_command.c */
+_Noreturn void run_reaper(struct run_job *job);
+
+/* run_attach.c: --netns and --pid; the exit status. */
+int run_attach(const struct options *options);
+
+/* run_parts.c: a descriptor over a Unix socket (unix(7), SCM_RIGHTS). 0 or the descriptor, else
+ * -errno; -ECONNRESET when the other side has closed without sending any. */
+int run_send_descriptor(int sock, int fd);
+int run_receive_descriptor(int sock);
+
+#endif

@@ -1,0 +1,30 @@
+/*
+ * The surroundings of the command that `run` runs: a network of its own with the TUN device as the
+ * only way out, and a file system on which the resolver's doors lead nowhere else.
+ */
+#ifndef CULVERT_SANDBOX_H
+#define CULVERT_SANDBOX_H
+
+#include "core/tun_setup.h"
+
+/*
+ * Can this user have a TUN device at all? False: the user has been told why not, and the remedy.
+ * Nothing is changed.
+ */
+bool sandbox_check(void);
+
+/*
+ * Move the calling process, which has one thread, into new namespaces and open the device there:
+ * `setup->options` say how, `setup->device` is open afterwards. The process has all capabilities
+ * over these namespaces until it executes another program; user and group ids, the working
+ * directory and descriptors stay. False: the user has been told; the process must end then.
+ */
+bool sandbox_enter(struct tun_setup *setup);
+
+/*
+ * Lead what has no more specific route into the device `name`, both families. With `others` there
+ * may be default routes of others, which must not count any more. False: the user has been told.
+ */
+bool sandbox_route(const char *name, bool others);
+
+#endif
