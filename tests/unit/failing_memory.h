@@ -6,9 +6,11 @@
 
 #include <stdbool.h>
 
+/* Volatile: compilers know that malloc() looks at no variable, and drop or move what is set for it.
+ */
 struct failing_memory {
-    unsigned long calls_left; /* until one fails, which leaves 0; 0: none does */
-    bool paused;              /* for the test's own */
+    volatile unsigned long calls_left; /* until one fails, which leaves 0; 0: none does */
+    volatile bool paused;              /* for the test's own */
 };
 extern struct failing_memory failing_memory;
 
