@@ -1,9 +1,9 @@
 /*
  * `culvert tun`: what needs privilege around a worker that needs none.
  *
- *   set up the device (core/tun_setup.h) -> worker -> undo
+ *   set up the device (core/tun_setup.h) -> workers (core/workers.h) -> undo
  *
- * SIGTERM and SIGINT are blocked from before the first change until the worker handles them, so
+ * SIGTERM and SIGINT are blocked from before the first change on and read from a descriptor, so
  * that they cannot end the process between a change and its undoing.
  */
 #include "core/commands.h"
@@ -15,16 +15,16 @@
 #include "core/probe.h"
 #include "core/say.h"
 #include "core/tun_setup.h"
-#include "core/worker.h"
+#include "core/workers.h"
 #include "stack/link.h"
 
-static void block_stop_signals(int how)
+static void block_stop_signals(void)
 {
     sigset_t stop;
     sigemptyset(&stop);
     sigaddset(&stop, SIGTERM);
     sigaddset(&stop, SIGINT);
-    (void)sigprocmask(how, &stop, NULL);
+    (void)sigprocmask(SIG_BLOCK, &stop, NULL);
 }
 
 static int announce(void *arg)
@@ -35,14 +35,12 @@ static int announce(void *arg)
     say("ready tun %s mtu %u offload %s proxy %s", d->name[0] ? d->name : "-", d->mtu,
         tun_setup_offload(&d->caps), proxy_url_format(&s->options->proxy, proxy, sizeof(proxy)));
     notify_service_manager("READY=1");
-    block_stop_signals(SIG_UNBLOCK);
     return 0;
 }
 
 static int relay(struct tun_setup *s)
 {
-    int error = worker_run(s->device, s->options, announce, s);
-    block_stop_signals(SIG_BLOCK);
+    int error = workers_run(&s->device, 1, s->options, announce, s);
     if (error == 0) {
         notify_service_manager("STOPPING=1");
         return EXIT_STOPPED;
@@ -76,7 +74,7 @@ int command_tun(const struct options *options)
     struct tun_setup setup = {.options = options};
     if (!check_surroundings(options))
         return EXIT_REFUSED;
-    block_stop_signals(SIG_BLOCK);
+    block_stop_signals();
     int status = tun_setup_open(&setup) ? relay(&setup) : EXIT_REFUSED;
     tun_setup_undo(&setup);
     return status;

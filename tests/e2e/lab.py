@@ -101,6 +101,15 @@ class Culvert:
                 pass
         return pids
 
+    def signal_all(self, signo):
+        """Send it to the process and to all it started."""
+        for pid in self.tree():
+            os.kill(pid, signo)
+
+    def workers(self):
+        """The pids of its workers: its children, in the order in which they were started."""
+        return self.tree()[1:]
+
     def cpu_seconds(self):
         """User and system time of all its processes."""
         ticks = 0

@@ -235,10 +235,10 @@ def test_suspended_and_resumed(lab, rude, rude_tunnel):
     with rude_tunnel.app.connect(lab.world4, 7) as sock:
         sock.sendall(b"before")
         assert sock.recv(10) == b"before"
-        os.kill(rude_tunnel.pid, signal.SIGSTOP)
+        rude_tunnel.signal_all(signal.SIGSTOP)
         sock.sendall(b"meanwhile")
         time.sleep(3)
-        os.kill(rude_tunnel.pid, signal.SIGCONT)
+        rude_tunnel.signal_all(signal.SIGCONT)
         sock.settimeout(5)
         assert sock.recv(20) == b"meanwhile"
         sock.shutdown(socket.SHUT_WR)
@@ -250,7 +250,8 @@ def test_descriptors_run_out(lab, serve):
     space = lab.client()
     tunnel = lab.tunnel(serve.url, app=space, route=True)
     limit = tunnel.descriptors() + 20
-    resource.prlimit(tunnel.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    for pid in tunnel.tree():
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
     socks, failed = [], 0
     for _ in range(60):
         try:
