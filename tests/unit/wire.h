@@ -209,4 +209,20 @@ static inline void wire_ipv4_options(struct wire *w, const uint8_t *options, siz
     wire_ipv4_checksum(w->bytes);
 }
 
+/* The first `len` transport bytes of a packet as a fragment at `offset`. */
+static inline void wire_fragment(struct wire *w, bool v4, size_t offset, bool more, size_t len)
+{
+    wire_udp(w, v4, 3000);
+    w->len = w->transport + len;
+    if (v4) {
+        wire_put16(w->bytes + 2, w->len);
+        wire_put16(w->bytes + 6, offset / 8 + (more ? 0x2000 : 0));
+        wire_ipv4_checksum(w->bytes);
+        return;
+    }
+    uint8_t header[8] = {IPPROTO_UDP, 0, 0, 0, 1, 2, 3, 4};
+    wire_put16(header + 2, offset + (more ? 1 : 0));
+    wire_extend(w, IPPROTO_FRAGMENT, header, 8);
+}
+
 #endif
