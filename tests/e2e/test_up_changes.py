@@ -1,0 +1,186 @@
+"""`culvert up` while the machine changes under it: routes, resolver, rules, the worker itself."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from desktop import Capture, Desktop
+from netns import wait_for
+from test_up import exchange
+
+
+@pytest.fixture(scope="module")
+def desktop(lab):
+    with Desktop(lab) as made:
+        yield made
+
+
+@pytest.mark.parametrize("level", (0, 1, 2))
+@pytest.mark.parametrize("where", ("all", "eth0"))
+def test_reverse_path_filter(desktop, lab, serve, level, where):
+    desktop.space.sysctl("net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth0.rp_filter=0",
+                         f"net.ipv4.conf.{where}.rp_filter={level}",
+                         f"net.ipv4.conf.default.rp_filter={level}")
+    before = desktop.state()
+    with desktop.up(serve.url, "--exclude-uid", "0" if level == 1 else "4711") as up:
+        if level != 1:
+            exchange(desktop.space, lab.world4)
+            exchange(desktop.space, lab.world6)
+        else:  # the kernel looks reverse paths up as user 0
+            run_as(desktop, "nobody", lab.world4)
+        assert up.count("worker was ended") == 0
+    assert desktop.state() == before
+    desktop.space.sysctl("net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth0.rp_filter=0",
+                         "net.ipv4.conf.default.rp_filter=0")
+
+
+def run_as(desktop, user, host, port=7):
+    """An exchange by a program of another user."""
+    script = (f"import socket; s=socket.create_connection(({host!r}, {port}), 5); s.sendall(b'hi');"
+              "assert s.recv(9) == b'hi'; print(s.getsockname()[0])")
+    done = desktop.space.run("setpriv", "--reuid", user, "--clear-groups", "/usr/bin/python3", "-c",
+                             script)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_default_route_changes_and_vanishes(desktop, lab, serve):
+    with desktop.up(serve.url):
+        exchange(desktop.space, lab.world4)
+        desktop.space.ip("route del default")
+        desktop.space.ip("-6 route del default")
+        with pytest.raises(OSError):
+            exchange(desktop.space, lab.world4)
+        exchange(desktop.space, desktop.printer4)
+        desktop.default_route()
+        exchange(desktop.space, lab.world4)
+        exchange(desktop.space, lab.world6)
+        desktop.gw.ip("addr add 192.168.50.7/24 dev br0")
+        desktop.space.ip("route replace default via 192.168.50.7")
+        exchange(desktop.space, lab.world4)
+        desktop.space.ip("route replace default via 192.168.50.1")
+
+
+def test_rules_that_others_take_away_come_back(desktop, lab, serve):
+    before = desktop.state()
+    with desktop.up(serve.url):
+        rules = desktop.space.ip("rule"), desktop.space.ip("-6 rule")
+        desktop.space.ip("rule flush")
+        desktop.space.ip("-6 rule flush")
+        for table, priority in (("main", 32766), ("default", 32767)):
+            desktop.space.ip(f"rule add from all lookup {table} pref {priority}")
+        desktop.space.ip("-6 rule add from all lookup main pref 32766")
+        wait_for(lambda: (desktop.space.ip("rule"), desktop.space.ip("-6 rule")) == rules,
+                 "the rules are back", 5)
+        desktop.space.ip("link set culvert0 down")
+        desktop.space.ip("link set culvert0 up")
+        wait_for(lambda: "culvert0" in desktop.space.ip("route show table 8500"), "the route is back")
+        exchange(desktop.space, lab.world4)
+    desktop_rules = desktop.state()
+    assert [line for line in desktop_rules if "8500" in line] == []
+    assert len(desktop_rules) == len(before)
+
+
+def test_worker_is_replaced(desktop, lab, serve):
+    before = desktop.state()
+    with desktop.up(serve.url) as up:
+        worker = up.tree()[1]
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: len(up.tree()) == 2 and up.tree()[1] != worker, "another worker", 3)
+        exchange(desktop.space, lab.world4)
+    assert desktop.state() == before
+
+
+def test_worker_that_always_dies_ends_it(desktop, serve):
+    before = desktop.state()
+    up = desktop.up(serve.url)
+    for _ in range(6):
+        wait_for(lambda: len(up.tree()) == 2 or up.process.poll() is not None, "a worker")
+        if up.process.poll() is None:
+            os.kill(up.tree()[1], signal.SIGKILL)
+            time.sleep(0.2)
+    assert up.wait_end() == 1
+    up.checked = True
+    assert "giving up" in up.log
+    assert desktop.state() == before
+
+
+def test_device_that_is_deleted_ends_it(desktop, serve):
+    before = desktop.state()
+    up = desktop.up(serve.url)
+    desktop.space.ip("link del culvert0")
+    assert up.wait_end() == 1
+    up.checked = True
+    assert "vanished" in up.log
+    assert desktop.state() == before
+
+
+def test_resolv_conf_that_dhcp_rewrites(desktop, lab, serve):
+    with open(desktop.resolv_conf(), encoding="ascii") as file:
+        original = file.read()
+    with desktop.up(serve.url) as up:
+        with open(desktop.resolv_conf(), encoding="ascii") as file:
+            assert "nameserver 198.18." in file.read()
+        for fresh in ("# dhclient\nnameserver 192.168.50.1\nsearch fresh.lan\n", original):
+            with open(desktop.resolv_conf(), "w", encoding="ascii") as file:
+                file.write(fresh)
+            def taken_over():
+                with open(desktop.resolv_conf(), encoding="ascii") as file:
+                    text = file.read()
+                return "nameserver 198.18." in text and fresh.splitlines()[-1] in text
+            wait_for(taken_over, "it is handed over again", 3)
+        with open(desktop.resolv_conf(), "w", encoding="ascii") as file:
+            file.write("nameserver 192.168.50.1\n# last\n")
+        wait_for(lambda: up.count("rewritten") == 3, "the last rewriting is noticed", 3)
+        time.sleep(0.2)
+    with open(desktop.resolv_conf(), encoding="ascii") as file:
+        assert file.read() == "nameserver 192.168.50.1\n# last\n"
+    desktop.space.set_resolver(desktop.gateway4)
+
+
+def test_no_dns_setup(desktop, lab, serve):
+    with open(desktop.resolv_conf(), encoding="ascii") as file:
+        original = file.read()
+    with desktop.up(serve.url, "--no-dns-setup"):
+        with open(desktop.resolv_conf(), encoding="ascii") as file:
+            assert file.read() == original
+        with Capture(desktop.gw, "d0") as lan:  # an on-link resolver, captured all the same
+            answer = desktop.space.run("dig", "+short", "v4.test")
+        assert answer.stdout.startswith("198.18.")
+        assert lan.to_port(53) == []
+
+
+def test_proxy_by_name_with_changing_addresses(desktop, lab, serve):
+    """The name is resolved by the resolver of before, marked, and again when its TTL is over."""
+    desktop.dns.zone["moving.test"] = [lab.proxy4]
+    desktop.dns.ttl = 1
+    port = serve.port
+    with desktop.up(f"socks5://moving.test:{port}"):
+        exchange(desktop.space, lab.world4)
+        desktop.dns.zone["moving.test"] = [lab.proxy6]
+        time.sleep(1.2)
+        with Capture(desktop.gw, "d0") as lan:
+            try:
+                exchange(desktop.space, lab.world4)
+            except OSError:
+                pass  # this proxy listens on its IPv4 address alone
+        assert lan.to_port(53), "it was asked anew"
+        assert all(p.dst == desktop.gateway4 for p in lan.to_port(53))
+        desktop.dns.zone["moving.test"] = [lab.proxy4]
+        time.sleep(5.2)  # a failure is remembered that long
+        exchange(desktop.space, lab.world4)
+    desktop.dns.ttl = 60
+
+
+def test_proxy_within_a_fake_or_captured_range(desktop, lab):
+    """On a LAN; and the mark decides, not the address, so the LAN's being captured is no loop."""
+    proxy = lab.culvert_serve(host=desktop.printer4, space=desktop.printer)
+    with desktop.up(proxy.url, "--no-lan"):
+        with Capture(desktop.gw, "d0") as lan:
+            exchange(desktop.space, lab.world4)
+            exchange(desktop.space, desktop.printer4)
+        assert lan.beside(desktop.printer4) == []
+    proxy.stop()
+    lab.processes.remove(proxy)
