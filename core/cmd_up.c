@@ -21,6 +21,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "core/gateway.h"
+#include "core/leak_guard.h"
 #include "core/probe.h"
 #include "core/rp_filter.h"
 #include "core/say.h"
@@ -96,6 +98,16 @@ static bool route_traffic(struct up *up)
     return routing_apply(up->routes, &up->options, up->base, up->ifindex) == 0;
 }
 
+static bool guard(struct up *up)
+{
+    return leak_guard_apply(up->routes, up->journal, &up->options, up->tun.device->name);
+}
+
+static bool forward(struct up *up)
+{
+    return !up->options.up.gateway || gateway_open(up->journal);
+}
+
 /* What programs are to ask: an address that leads into the tunnel, where port 53 is answered. */
 static struct addr resolver_address(const struct options *o)
 {
@@ -129,7 +141,8 @@ static void announce(const struct up *up)
 
 static bool set_up(struct up *up)
 {
-    return open_device(up) && up_watch_start_worker(up) && route_traffic(up) && hand_over_dns(up);
+    return open_device(up) && up_watch_start_worker(up) && forward(up) && route_traffic(up) &&
+           guard(up) && hand_over_dns(up);
 }
 
 /* --- undoing ---------------------------------------------------------------------------------- */

@@ -256,6 +256,34 @@ const struct option_spec option_table[] = {
                 "Repeatable; wins over --include-uid. A proxy that runs on this machine needs it.",
     },
     {
+        .name = "include-cgroup",
+        .kind = OPTION_PATHS,
+        .argument = "PATH",
+        .commands = UP,
+        .offset = FIELD(up.include_cgroups),
+        .help = "Only the traffic of programs in this cgroup (v2), and of those included "
+                "otherwise, goes through the proxy. PATH is its folder, below the cgroup v2 mount "
+                "point or with it. Repeatable. Wants nftables.",
+    },
+    {
+        .name = "exclude-cgroup",
+        .kind = OPTION_PATHS,
+        .argument = "PATH",
+        .commands = UP,
+        .offset = FIELD(up.exclude_cgroups),
+        .help = "The traffic of programs in this cgroup (v2) does not go through the proxy. "
+                "Repeatable; wins over what is included. Wants nftables.",
+    },
+    {
+        .name = "gateway",
+        .kind = OPTION_FLAG,
+        .commands = UP,
+        .offset = FIELD(up.gateway),
+        .help = "Forward for other hosts, containers and virtual machines that have this machine "
+                "as their gateway, through the proxy. Without it what is forwarded goes where it "
+                "went before.",
+    },
+    {
         .name = "kill-switch",
         .kind = OPTION_FLAG,
         .commands = UP,

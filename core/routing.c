@@ -149,7 +149,8 @@ static void plan_direct(struct plan *p)
 {
     add(p, AT_DIRECT, RULE_NOP);
     const struct cidr_list *fake = &p->options->fake_ranges;
-    for (size_t i = 0; i < fake->count; i++) {
+    bool by_nftables = p->options->up.include_cgroups.count > 0; /* core/nft.c */
+    for (size_t i = 0; i < fake->count && !by_nftables; i++) {
         if (!same_family(p, &fake->items[i]))
             continue;
         struct rule *rule = add(p, AT_FAKE, RULE_UNREACHABLE);

@@ -50,18 +50,27 @@ long sysctl_number(const char *path, long fallback)
     return sysctl_read(path, value) == 0 ? strtol(value, NULL, 10) : fallback;
 }
 
-int sysctl_change(struct journal *j, const char *path, const char *value)
+int sysctl_note(struct journal *j, const char *path)
 {
     char before[SYSCTL_VALUE_MAX];
     char path_word[3 * SYSCTL_PATH_MAX];
     char value_word[3 * SYSCTL_VALUE_MAX];
     int error = sysctl_read(path, before);
-    if (error < 0 || strcmp(before, value) == 0)
+    if (error < 0)
         return error;
     if (!journal_escape(path, path_word, sizeof(path_word)) ||
         !journal_escape(before, value_word, sizeof(value_word)))
         return -ENAMETOOLONG;
-    error = journal_note(j, "sysctl %s %s", path_word, value_word);
+    return journal_note(j, "sysctl %s %s", path_word, value_word);
+}
+
+int sysctl_change(struct journal *j, const char *path, const char *value)
+{
+    char before[SYSCTL_VALUE_MAX];
+    int error = sysctl_read(path, before);
+    if (error < 0 || strcmp(before, value) == 0)
+        return error;
+    error = sysctl_note(j, path);
     return error < 0 ? error : sysctl_write(path, value);
 }
 

@@ -18,6 +18,8 @@ int sysctl_write(const char *path, const char *value);
 /* As a number; `fallback` where it cannot be read. */
 long sysctl_number(const char *path, long fallback);
 
+/* Journal what the value is, for a change that comes by another setting. 0 or -errno. */
+int sysctl_note(struct journal *j, const char *path);
 /* Journal what the value is and write the new one; nothing where it has that value. 0 or -errno. */
 int sysctl_change(struct journal *j, const char *path, const char *value);
 /* Write `value` where the setting (still) exists and has another. 0 or -errno. */

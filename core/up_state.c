@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "core/journal.h"
+#include "core/leak_guard.h"
 #include "core/resolvconf.h"
 #include "core/routing.h"
 #include "core/say.h"
@@ -178,6 +179,8 @@ static int undo_record(const struct undo *u, char *const *words, int count)
         return sysctl_restore(words[1], words[2]);
     if (count == 3 && strcmp(words[0], "resolvconf") == 0)
         return resolvconf_restore(words[1], words[2]);
+    if (count == 1 && strcmp(words[0], "nft") == 0)
+        return leak_guard_remove();
     if (count == 2 && strcmp(words[0], "device") == 0)
         return u->after_death ? await_device_end(words) : 0;
     if (count == 4 && strcmp(words[0], "link") == 0)

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/leak_guard.h"
 #include "core/say.h"
 #include "core/worker.h"
 
@@ -204,6 +205,8 @@ static void on_route_events(struct up *up)
     unsigned events = route_events_read(up->events_fd);
     if (events & (ROUTE_EVENT_OURS_LOST | ROUTE_EVENT_LINKS))
         (void)routing_apply(up->routes, &up->options, up->base, up->ifindex);
+    if (events & (ROUTE_EVENT_ROUTES | ROUTE_EVENT_LINKS))
+        leak_guard_refresh(up->routes, &up->options, up->tun.device->name);
 }
 
 static void on_resolvconf(struct up *up)

@@ -15,13 +15,25 @@ import struct
 import threading
 import time
 
-from lab import NAMES, Culvert
+from lab import CULVERT, NAMES, Culvert
 from netns import Namespace, veth
 from servers import DnsServer, TcpServer, UdpEcho, echo
 
-MARK = 0x63756C76
+SO_NETNS_COOKIE = 71
 HOST_NETNS = os.stat("/proc/self/ns/net").st_ino
 LINK_NAMES = {**NAMES, "only.lan": ["192.168.50.9"]}
+
+
+class State(list):
+    """Lines of text that show how they differ."""
+
+    def __repr__(self):
+        return f"{len(self)} lines"
+
+    def diff(self, other):
+        """What other has more and less."""
+        return [f"- {line}" for line in self if line not in other] + \
+               [f"+ {line}" for line in other if line not in self]
 
 
 class Packet:
@@ -169,7 +181,6 @@ class Desktop:
 
     def down(self):
         self.assert_harmless()
-        from lab import CULVERT
         return self.space.run(CULVERT, "down")
 
     def assert_harmless(self):
@@ -187,14 +198,21 @@ class Desktop:
                for what in ("-d addr", "-d rule", "-d route show table all")
                for family in ("-4", "-6")]
         script = ("sysctl -a -r '^net\\.ipv[46]\\.conf\\.|ip_forward' 2>/dev/null; nft list ruleset;"
-                  " ls -la --time-style=+ /run/culvert")
+                  " ls /run/culvert")
         settings = self.space.run("sh", "-c", script).stdout
         with open(self.resolv_conf(), encoding="utf-8") as file:
             resolver = file.read()
         lines = "\n".join([*out, settings, resolver]).splitlines()
+        with self.space.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:  # other tests' are there too
+            cookie = struct.unpack("Q", sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0]
+        lines = [line for line in lines if not line.startswith("up-") or f"-{cookie}." in line]
         volatile = ("expires", "valid_lft", "preferred_lft", "total ", ".stable_secret")
-        return [line for line in lines if not any(word in line for word in volatile)
-                and not line.rstrip().endswith((" .", " .."))]
+        return State(line for line in lines if not any(word in line for word in volatile))
+
+    def assert_state(self, before):
+        """All is as it was."""
+        now = self.state()
+        assert now == before, "\n".join(before.diff(now)) or "the same lines in another order"
 
     def close(self):
         for process in self.processes:

@@ -19,7 +19,7 @@ def up(desktop, serve):
     process = desktop.up(serve.url)
     yield process
     process.stop()
-    assert desktop.state() == before
+    desktop.assert_state(before)
 
 
 def exchange(space, host, port=7, payload=b"hello"):
@@ -75,7 +75,7 @@ def test_interrupt_stops_it(desktop, serve):
     before = desktop.state()
     process = desktop.up(serve.url)
     process.stop(signal.SIGINT)
-    assert desktop.state() == before
+    desktop.assert_state(before)
 
 
 def test_killed_one_is_undone_by_down(desktop, lab, serve):
@@ -86,7 +86,7 @@ def test_killed_one_is_undone_by_down(desktop, lab, serve):
     exchange(desktop.space, lab.world6)
     done = desktop.down()
     assert done.returncode == 0, done.stderr
-    assert desktop.state() == before
+    desktop.assert_state(before)
     assert "nothing to undo" in desktop.down().stderr
 
 
@@ -94,4 +94,4 @@ def test_killed_one_is_undone_by_the_next_up(desktop, serve):
     before = desktop.state()
     desktop.up(serve.url).kill()
     desktop.up(serve.url).stop()
-    assert desktop.state() == before
+    desktop.assert_state(before)

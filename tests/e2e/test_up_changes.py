@@ -31,7 +31,7 @@ def test_reverse_path_filter(desktop, lab, serve, level, where):
         else:  # the kernel looks reverse paths up as user 0
             run_as(desktop, "nobody", lab.world4)
         assert up.count("worker was ended") == 0
-    assert desktop.state() == before
+    desktop.assert_state(before)
     desktop.space.sysctl("net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth0.rp_filter=0",
                          "net.ipv4.conf.default.rp_filter=0")
 
@@ -90,7 +90,7 @@ def test_worker_is_replaced(desktop, lab, serve):
         os.kill(worker, signal.SIGKILL)
         wait_for(lambda: len(up.tree()) == 2 and up.tree()[1] != worker, "another worker", 3)
         exchange(desktop.space, lab.world4)
-    assert desktop.state() == before
+    desktop.assert_state(before)
 
 
 def test_worker_that_always_dies_ends_it(desktop, serve):
@@ -104,7 +104,7 @@ def test_worker_that_always_dies_ends_it(desktop, serve):
     assert up.wait_end() == 1
     up.checked = True
     assert "giving up" in up.log
-    assert desktop.state() == before
+    desktop.assert_state(before)
 
 
 def test_device_that_is_deleted_ends_it(desktop, serve):
@@ -114,7 +114,7 @@ def test_device_that_is_deleted_ends_it(desktop, serve):
     assert up.wait_end() == 1
     up.checked = True
     assert "vanished" in up.log
-    assert desktop.state() == before
+    desktop.assert_state(before)
 
 
 def test_resolv_conf_that_dhcp_rewrites(desktop, lab, serve):
