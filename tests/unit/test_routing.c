@@ -212,7 +212,7 @@ static void always_fits(void **state)
     }
     o.addresses.count = o.fake_ranges.count = o.up.bypass.count = OPTIONS_LIST_MAX;
     o.up.include_uids.count = o.up.exclude_uids.count = OPTIONS_LIST_MAX;
-    o.up.include_cgroups.count = o.up.exclude_cgroups.count = 1;
+    o.up.exclude_cgroups.count = 1;
     struct rule rules[ROUTING_RULES_MAX];
     assert_in_range(routing_plan(&o, AF_INET, BASE, rules), 5 * OPTIONS_LIST_MAX,
                     ROUTING_RULES_MAX);
