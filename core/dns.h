@@ -34,7 +34,8 @@ typedef void dns_answer_fn(void *arg, const uint8_t *answer, size_t len);
  * Ask. `query` is a DNS message (RFC 1035, 4), copied. `udp`: the answer is cut to the size that
  * the client allows (512, or EDNS), with TC set; else up to 65,535 bytes. Answers that need no
  * network come before this returns, which then returns NULL, as it does for garbage (dropped
- * without a call) and out of memory. Otherwise `fn` is called once, later, with the answer or a SERVFAIL.
+ * without a call) and out of memory. Otherwise `fn` is called once, later, with the answer or a
+ * SERVFAIL.
  */
 struct dns_query *dns_ask(struct dns *d, const uint8_t *query, size_t len, bool udp,
                           dns_answer_fn *fn, void *arg);
@@ -46,7 +47,8 @@ void dns_cancel(struct dns_query *query);
 enum dns_fake { DNS_FAKE_NOT, DNS_FAKE_KNOWN, DNS_FAKE_UNKNOWN };
 /*
  * Is `a` in a fake range, and whose is it? KNOWN: writes the name (without trailing dot).
- * Our own addresses in the range are NOT fake, and UNKNOWN is to be refused. NOT when mode is not fake.
+ * Our own addresses in the range are NOT fake, and UNKNOWN is to be refused. NOT when mode is not
+ * fake.
  */
 enum dns_fake dns_fake_lookup(struct dns *d, const struct addr *a, char name[256]);
 /* A flow uses the address: it is not recycled until as many releases. */

@@ -39,9 +39,9 @@ struct worker {
     struct dns_front *dns_front;
     struct loop_io device_io;
     struct loop_timer tick;
-    uint32_t flow_count; /* TCP flows and UDP associations */
+    uint32_t flow_count;   /* TCP flows and UDP associations */
     uint64_t next_flow_id; /* for the log */
-    int error; /* why the loop was stopped: 0, or the device's -errno */
+    int error;             /* why the loop was stopped: 0, or the device's -errno */
 };
 
 /* Each *_new() returns NULL when out of memory. The worker outlives them. */
@@ -52,7 +52,9 @@ void tcp_flows_free(struct tcp_flows *t);
 struct conn *tcp_flows_open(struct tcp_flows *t, const struct endpoint *src,
                             const struct endpoint *dst);
 void tcp_flows_ready(struct tcp_flows *t, struct conn *conn, unsigned events);
-/* Give up one flow: the oldest that is half open, else the one idle longest. False: there is none. */
+/*
+ * Give up one flow: the oldest that is half open, else the one idle longest. False: there is none.
+ */
 bool tcp_flows_evict(struct tcp_flows *t);
 
 /* Give pooled buffers back to the system, when all is quiet. */
@@ -61,9 +63,8 @@ void tcp_flows_trim(struct tcp_flows *t);
 struct udp_flows *udp_flows_new(struct worker *w);
 void udp_flows_free(struct udp_flows *u);
 /* A datagram (or a super-packet) from the tunnel; see stack_ops.datagram for payload's contract. */
-void udp_flows_datagram(struct udp_flows *u, const struct endpoint *src,
-                        const struct endpoint *dst, uint8_t *payload, size_t len,
-                        uint16_t gso_size, size_t headroom);
+void udp_flows_datagram(struct udp_flows *u, const struct endpoint *src, const struct endpoint *dst,
+                        uint8_t *payload, size_t len, uint16_t gso_size, size_t headroom);
 /* The batch is over: payloads are about to become invalid, send them. */
 void udp_flows_batch_end(struct udp_flows *u);
 /* Give up the association idle longest; false when there is none. */
@@ -74,11 +75,12 @@ void dns_front_free(struct dns_front *f);
 /* Is this destination DNS that the policy takes (port 53, mode not relay)? Same for UDP and TCP. */
 bool dns_front_takes(const struct dns_front *f, const struct endpoint *dst);
 /* One datagram to port 53. */
-void dns_front_datagram(struct dns_front *f, const struct endpoint *src,
-                        const struct endpoint *dst, const uint8_t *payload, size_t len);
+void dns_front_datagram(struct dns_front *f, const struct endpoint *src, const struct endpoint *dst,
+                        const uint8_t *payload, size_t len);
 /*
  * A TCP connection to port 53: returns the conn inside a session of its own (conn_accept()ed at the
- * turn's end, RFC 7766 framing, pipelined), or NULL when out of memory. Its events go to dns_front_ready().
+ * turn's end, RFC 7766 framing, pipelined), or NULL when out of memory. Its events go to
+ * dns_front_ready().
  */
 struct conn *dns_front_open(struct dns_front *f, const struct endpoint *src,
                             const struct endpoint *dst);

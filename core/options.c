@@ -25,8 +25,8 @@ enum { LINK_NAME_SIZE = 16 };
 struct parse {
     int argc;
     char **argv;
-    int at;          /* the next argument */
-    char **secrets;  /* what argv[i] was before it was overwritten, NULL where it was left alone */
+    int at;         /* the next argument */
+    char **secrets; /* what argv[i] was before it was overwritten, NULL where it was left alone */
     const char *env_proxy; /* ALL_PROXY's value in `out`, or NULL */
     const struct command_spec *command;
     const char *proxy_text;

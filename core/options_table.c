@@ -406,20 +406,21 @@ const struct command_spec command_table[] = {
         .wants_proxy = true,
         .usage = "[options] PROXY_URL -- CMD ...",
         .summary = "run one command, and all it starts, through the proxy; no root needed",
-        .help = "CMD gets a network of its own that leads nowhere but into the proxy: TCP, UDP and "
-                "DNS, IPv4 and IPv6, whatever kind of program it is. User, files, environment, "
-                "terminal and standard streams stay the user's. culvert ends with CMD; what CMD "
-                "leaves running in the background keeps its way out.\n"
-                "With --netns or --pid instead of CMD an existing network namespace is given its "
-                "way out, until culvert is stopped. Its own connected networks and specific routes "
-                "stay; its programs must ask a resolver that is not on its loopback.\n"
-                "PROXY_URL is socks5://[USER[:PASSWORD]@]HOST[:PORT]; without it the "
-                "environment's ALL_PROXY or all_proxy counts. CMD does not see variables that "
-                "name the same proxy: it needs none.\n"
-                "Exit status: CMD's own, 128+N where signal N killed it, 127 where there is no such "
-                "command, 126 where it cannot be executed; 1 and 2 as below.\n"
-                "Wants user namespaces and /dev/net/tun readable and writable for the user, or "
-                "root.",
+        .help =
+            "CMD gets a network of its own that leads nowhere but into the proxy: TCP, UDP and "
+            "DNS, IPv4 and IPv6, whatever kind of program it is. User, files, environment, "
+            "terminal and standard streams stay the user's. culvert ends with CMD; what CMD "
+            "leaves running in the background keeps its way out.\n"
+            "With --netns or --pid instead of CMD an existing network namespace is given its "
+            "way out, until culvert is stopped. Its own connected networks and specific routes "
+            "stay; its programs must ask a resolver that is not on its loopback.\n"
+            "PROXY_URL is socks5://[USER[:PASSWORD]@]HOST[:PORT]; without it the "
+            "environment's ALL_PROXY or all_proxy counts. CMD does not see variables that "
+            "name the same proxy: it needs none.\n"
+            "Exit status: CMD's own, 128+N where signal N killed it, 127 where there is no such "
+            "command, 126 where it cannot be executed; 1 and 2 as below.\n"
+            "Wants user namespaces and /dev/net/tun readable and writable for the user, or "
+            "root.",
     },
     {
         .name = "serve",

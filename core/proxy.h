@@ -25,24 +25,24 @@ void proxy_note_udp_refused(struct proxy *p, const char *why);
 
 enum dial_status {
     DIAL_OK,
-    DIAL_REPLY,       /* the proxy said no: see `reply` (direct://: errno as a reply code) */
-    DIAL_NO_PROXY,    /* its name does not resolve, or no address of it accepts */
-    DIAL_AUTH,        /* no method in common, or credentials rejected */
-    DIAL_CLOSED,      /* it closed without an answer: a refusal, to ssh -D */
-    DIAL_NONSENSE,    /* what it said is not SOCKS5 */
-    DIAL_TIMEOUT,     /* connect-timeout ran out */
+    DIAL_REPLY,        /* the proxy said no: see `reply` (direct://: errno as a reply code) */
+    DIAL_NO_PROXY,     /* its name does not resolve, or no address of it accepts */
+    DIAL_AUTH,         /* no method in common, or credentials rejected */
+    DIAL_CLOSED,       /* it closed without an answer: a refusal, to ssh -D */
+    DIAL_NONSENSE,     /* what it said is not SOCKS5 */
+    DIAL_TIMEOUT,      /* connect-timeout ran out */
     DIAL_NO_RESOURCES, /* descriptors, ports or memory */
 };
 const char *dial_status_name(enum dial_status status);
 
 struct dial_result {
     enum dial_status status;
-    uint8_t reply;          /* enum socks5_reply; valid with DIAL_OK and DIAL_REPLY */
-    int error;              /* errno behind NO_PROXY and NO_RESOURCES, 0 if none */
-    int fd;                 /* DIAL_OK: connected, non-blocking, TCP_NODELAY; the callee's from now on.
-                               Nothing past the reply has been read from it. Else -1 */
-    struct endpoint peer;   /* DIAL_OK: the address of the proxy that was reached */
-    struct endpoint bound;  /* DIAL_OK: BND.ADDR, BND.PORT */
+    uint8_t reply; /* enum socks5_reply; valid with DIAL_OK and DIAL_REPLY */
+    int error;     /* errno behind NO_PROXY and NO_RESOURCES, 0 if none */
+    int fd;        /* DIAL_OK: connected, non-blocking, TCP_NODELAY; the callee's from now on.
+                      Nothing past the reply has been read from it. Else -1 */
+    struct endpoint peer;  /* DIAL_OK: the address of the proxy that was reached */
+    struct endpoint bound; /* DIAL_OK: BND.ADDR, BND.PORT */
 };
 typedef void dial_fn(void *arg, const struct dial_result *result);
 
@@ -50,9 +50,9 @@ struct dial;
 /*
  * Reach `target` through the proxy (CONNECT), or ask it for an association (UDP_ASSOCIATE).
  * Every address of the proxy is tried in turn within connect-timeout. The target is copied.
- * `fn` is called exactly once, never before dial_start() returns. With direct:// a CONNECT goes to the target itself (names through
- * the resolver, loopback refused as reply 2 unless allowed).
- * NULL when out of memory.
+ * `fn` is called exactly once, never before dial_start() returns. With direct:// a CONNECT goes to
+ * the target itself (names through the resolver, loopback refused as reply 2 unless allowed). NULL
+ * when out of memory.
  */
 struct dial *dial_start(struct proxy *p, enum socks5_command command, const struct target *target,
                         dial_fn *fn, void *arg);

@@ -40,7 +40,8 @@ enum tcp_flow_state {
     TCP_FLOW_LINGERING,
     TCP_FLOW_CLOSED,
 };
-static const char *const state_names[] = {"dialing", "accepting", "relaying", "lingering", "closed"};
+static const char *const state_names[] = {"dialing", "accepting", "relaying", "lingering",
+                                          "closed"};
 _Static_assert(sizeof state_names / sizeof state_names[0] == TCP_FLOW_CLOSED + 1,
                "a name for each state");
 
@@ -55,9 +56,9 @@ enum {
 struct tcp_flow {
     struct conn conn;
     struct tcp_flows *owner;
-    struct dial *dial; /* in DIALING */
-    int fd;            /* in ACCEPTING and RELAYING; else -1 */
-    uint8_t state;     /* enum tcp_flow_state */
+    struct dial *dial;       /* in DIALING */
+    int fd;                  /* in ACCEPTING and RELAYING; else -1 */
+    uint8_t state;           /* enum tcp_flow_state */
     bool readable, writable; /* as far as is known: until EAGAIN */
     bool hung_up;            /* the proxy's side has ended, perhaps behind unread bytes */
     bool app_done;           /* CONN_FIN: no more from the application */
@@ -67,7 +68,7 @@ struct tcp_flow {
     uint64_t id;
     uint64_t active_ms; /* coarse: the age list is ordered by it */
     uint64_t bytes_up, bytes_down;
-    struct link age;    /* in half_open or flows, longest idle first */
+    struct link age;         /* in half_open or flows, longest idle first */
     struct down_chunk *tail; /* the chunk that was filled last, while it is in flight */
     struct loop_io io;
 };
@@ -97,7 +98,7 @@ static struct tcp_flow *flow_of(struct conn *c)
     return CONTAINER_OF(c, struct tcp_flow, conn);
 }
 
-/* --- the log ------------------------------------------------------------------------------------- */
+/* --- the log ---------------------------------------------------------------------------------- */
 
 static void log_flow(enum log_level level, const struct tcp_flow *f, const char *what)
 {
@@ -106,7 +107,7 @@ static void log_flow(enum log_level level, const struct tcp_flow *f, const char 
            endpoint_format(&f->conn.src, src), endpoint_format(&f->conn.dst, dst), what);
 }
 
-/* --- states --------------------------------------------------------------------------------------- */
+/* --- states ----------------------------------------------------------------------------------- */
 
 static void on_idle(void *arg);
 
@@ -165,8 +166,7 @@ static void touch(struct tcp_flow *f)
 static void reap(void *arg)
 {
     struct tcp_flows *t = arg;
-    LIST_EACH(it, &t->closed)
-    {
+    LIST_EACH (it, &t->closed) {
         struct tcp_flow *f = CONTAINER_OF(it, struct tcp_flow, age);
         list_remove(&f->age);
         free(f);
@@ -216,7 +216,7 @@ static void flow_reset(struct tcp_flow *f)
     flow_end(f);
 }
 
-/* --- chunks --------------------------------------------------------------------------------------- */
+/* --- chunks ----------------------------------------------------------------------------------- */
 
 static void put_chunk(struct tcp_flows *t, struct down_chunk *c)
 {
@@ -270,7 +270,7 @@ static void trim_chunks(struct tcp_flows *t)
     t->free_chunk_count = 0;
 }
 
-/* --- relaying --------------------------------------------------------------------------------------- */
+/* --- relaying --------------------------------------------------------------------------------- */
 
 /* Both directions are done: nothing more is expected of the proxy. */
 static void finish_if_done(struct tcp_flow *f)
@@ -449,7 +449,7 @@ void tcp_flows_ready(struct tcp_flows *t, struct conn *conn, unsigned events)
         relay_down(f);
 }
 
-/* --- opening --------------------------------------------------------------------------------------- */
+/* --- opening ---------------------------------------------------------------------------------- */
 
 /* What the application is told when the proxy says no (RFC 1928, 6; HOUSE.md's table of errno). */
 static enum refusal refusal_for(const struct dial_result *r)
@@ -481,8 +481,8 @@ static void on_dialed(void *arg, const struct dial_result *r)
         return;
     }
     if (log_threshold >= LOG_LEVEL_DEBUG) {
-        const char *why = r->status == DIAL_REPLY ? socks5_reply_name(r->reply)
-                                                  : dial_status_name(r->status);
+        const char *why =
+            r->status == DIAL_REPLY ? socks5_reply_name(r->reply) : dial_status_name(r->status);
         log_flow(LOG_LEVEL_DEBUG, f, why);
     }
     if (r->status == DIAL_NO_RESOURCES)
@@ -545,7 +545,7 @@ struct conn *tcp_flows_open(struct tcp_flows *t, const struct endpoint *src,
     return &f->conn;
 }
 
-/* --- limits ------------------------------------------------------------------------------------------ */
+/* --- limits ----------------------------------------------------------------------------------- */
 
 bool tcp_flows_evict(struct tcp_flows *t)
 {
@@ -564,8 +564,7 @@ static void on_idle(void *arg)
     struct worker *w = t->worker;
     uint64_t timeout = w->limits->tcp_idle_timeout_s * UINT64_C(1000);
     uint64_t now = loop_now(w->loop);
-    LIST_EACH(it, &t->flows)
-    {
+    LIST_EACH (it, &t->flows) {
         struct tcp_flow *f = CONTAINER_OF(it, struct tcp_flow, age);
         /* Keep-alives of the application count, but are not worth a callback each. */
         uint64_t heard = conn_heard_ms(&f->conn);

@@ -23,13 +23,12 @@ struct run {
     struct worker worker;
     struct loop_signal term, interrupt;
     bool stopped;
-    uint64_t turn;         /* counts turns of the loop */
-    uint64_t full_turn;    /* the last turn in which the device filled the batch */
-    unsigned batch;        /* packets to read next time */
-    uint64_t tick_at_ms;   /* what worker.tick is armed for */
-    struct probe *probe;   /* warns where the proxy is not there */
+    uint64_t turn;       /* counts turns of the loop */
+    uint64_t full_turn;  /* the last turn in which the device filled the batch */
+    unsigned batch;      /* packets to read next time */
+    uint64_t tick_at_ms; /* what worker.tick is armed for */
+    struct probe *probe; /* warns where the proxy is not there */
 };
-
 
 static void stop(struct run *r, int error)
 {
@@ -37,7 +36,7 @@ static void stop(struct run *r, int error)
     r->stopped = true;
 }
 
-/* --- what the stack calls -------------------------------------------------------------------------- */
+/* --- what the stack calls --------------------------------------------------------------------- */
 
 static struct conn *open_conn(void *ctx, const struct endpoint *src, const struct endpoint *dst)
 {
@@ -97,7 +96,7 @@ static const struct stack_ops stack_ops = {
     .batch_end = batch_end,
 };
 
-/* --- the device and time ---------------------------------------------------------------------------- */
+/* --- the device and time ---------------------------------------------------------------------- */
 
 static void adapt_batch(struct run *r, unsigned got)
 {
@@ -152,7 +151,7 @@ static void on_signal(void *arg, int signo)
     stop(arg, 0);
 }
 
-/* --- life ------------------------------------------------------------------------------------------- */
+/* --- life ------------------------------------------------------------------------------------- */
 
 static int start_dns(struct worker *w, const struct options *o)
 {
@@ -258,8 +257,8 @@ int worker_run(struct device *device, const struct options *options, worker_read
     if (error == 0 && on_ready)
         error = on_ready(arg);
     if (error == 0)
-        r.probe = probe_start(r.worker.loop, r.worker.resolver, &options->proxy,
-                              &options->outbound);
+        r.probe =
+            probe_start(r.worker.loop, r.worker.resolver, &options->proxy, &options->outbound);
     while (error == 0 && !r.stopped) {
         loop_turn(r.worker.loop, true);
         r.turn++;

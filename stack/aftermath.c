@@ -68,9 +68,9 @@ static void forget(struct aftermath *l, struct lingering *e)
 
 void aftermath_free(struct aftermath *l)
 {
-    LIST_EACH(it, &l->time_wait)
+    LIST_EACH (it, &l->time_wait)
         forget(l, from_age(it));
-    LIST_EACH(it, &l->refused)
+    LIST_EACH (it, &l->refused)
         forget(l, from_age(it));
     map_free(&l->by_tuple);
 }
@@ -120,8 +120,8 @@ static struct lingering *add(struct stack *s, const struct tuple *t, bool refuse
     return e;
 }
 
-void aftermath_add_time_wait(struct stack *s, const struct endpoint *src, const struct endpoint *dst,
-                          uint32_t snd_nxt, uint32_t rcv_nxt)
+void aftermath_add_time_wait(struct stack *s, const struct endpoint *src,
+                             const struct endpoint *dst, uint32_t snd_nxt, uint32_t rcv_nxt)
 {
     const struct tuple t = {*src, *dst};
     struct lingering *e = add(s, &t, false);
@@ -146,7 +146,7 @@ static size_t write_headers(uint8_t out[IP_TCP_HEADER_MAX], const struct endpoin
     if (addr_is_v4(&src->addr)) {
         writer_u16(&w, 0x4500);
         writer_u16(&w, 20 + TCP_HEADER_LEN);
-        writer_u32(&w, 0x00004000);                       /* id 0, don't fragment */
+        writer_u32(&w, 0x00004000);                              /* id 0, don't fragment */
         writer_u32(&w, 64u << 24 | (uint32_t)IPPROTO_TCP << 16); /* TTL; output_tcp() sums */
         writer_bytes(&w, addr_v4_bytes(&src->addr), 4);
         writer_bytes(&w, addr_v4_bytes(&dst->addr), 4);
@@ -197,7 +197,7 @@ void aftermath_send_reset(struct stack *s, const uint8_t *ip, const struct packe
     send_bare(s, &info->dst, &info->src, 0, ack, TCP_RST_BIT | TCP_ACK_BIT, 0);
 }
 
-/* --- refusals ----------------------------------------------------------------------------------- */
+/* --- refusals --------------------------------------------------------------------------------- */
 
 static enum unreachable as_unreachable(enum refusal how)
 {
@@ -231,7 +231,7 @@ static void say(struct stack *s, const struct lingering *e)
 }
 
 void aftermath_refuse(struct stack *s, const uint8_t *ip, const struct packet_info *info,
-                   enum refusal how)
+                      enum refusal how)
 {
     const struct tuple t = {info->src, info->dst};
     struct lingering temporary = {.tuple = t};
@@ -332,8 +332,7 @@ void aftermath_tick(struct stack *s)
 {
     struct aftermath *l = &s->after;
     for (unsigned i = 0; i < AFTERMATH_REPEATS; i++) {
-        LIST_EACH(it, &l->repeats[i])
-        {
+        LIST_EACH (it, &l->repeats[i]) {
             struct lingering *e = from_repeat(it);
             if (s->now_ms < repeat_due(e))
                 break;

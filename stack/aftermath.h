@@ -41,11 +41,11 @@ int aftermath_init(struct aftermath *l);
 void aftermath_free(struct aftermath *l);
 
 /* The connection src -> dst has closed: `snd_nxt`, `rcv_nxt` in host byte order. */
-void aftermath_add_time_wait(struct stack *s, const struct endpoint *src, const struct endpoint *dst,
-                          uint32_t snd_nxt, uint32_t rcv_nxt);
+void aftermath_add_time_wait(struct stack *s, const struct endpoint *src,
+                             const struct endpoint *dst, uint32_t snd_nxt, uint32_t rcv_nxt);
 /* Answer the SYN `ip` with a refusal now, twice again, and whenever it is retransmitted. */
 void aftermath_refuse(struct stack *s, const uint8_t *ip, const struct packet_info *info,
-                   enum refusal how);
+                      enum refusal how);
 /*
  * A TCP packet that belongs to no conn. True: it was answered here. False: it is none of ours,
  * or it is a SYN that may open a new connection (and what lingered is forgotten).

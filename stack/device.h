@@ -20,14 +20,15 @@
 #include "core/base/addr.h"
 
 enum {
-    PACKET_HEADROOM = 512, /* free bytes before every packet read: vnet and SOCKS5 UDP headers fit */
+    PACKET_HEADROOM =
+        512, /* free bytes before every packet read: vnet and SOCKS5 UDP headers fit */
     PACKET_SIZE_MAX = 65535 + 40, /* an IPv6 header does not count into its payload length */
     PACKET_BUFFER_SIZE = PACKET_HEADROOM + PACKET_SIZE_MAX + 25, /* a multiple of 64 */
 };
 
 enum packet_csum {
-    PACKET_CSUM_NONE,    /* complete on the wire; on input: to be verified */
-    PACKET_CSUM_PARTIAL, /* holds the pseudo-header's sum; csum_start/csum_offset say where */
+    PACKET_CSUM_NONE,     /* complete on the wire; on input: to be verified */
+    PACKET_CSUM_PARTIAL,  /* holds the pseudo-header's sum; csum_start/csum_offset say where */
     PACKET_CSUM_VERIFIED, /* on input: known to be right, or never computed and never wrong */
 };
 enum packet_gso { PACKET_GSO_NONE, PACKET_GSO_TCP4, PACKET_GSO_TCP6, PACKET_GSO_UDP };
@@ -46,8 +47,9 @@ struct offload {
 /* A packet that is being read. The caller provides `buffer` of PACKET_BUFFER_SIZE bytes. */
 struct packet {
     uint8_t *buffer;
-    uint8_t *data; /* set by the device: the IP header, at least PACKET_HEADROOM - 32 after buffer */
-    size_t len;    /* bytes from data on */
+    uint8_t
+        *data;  /* set by the device: the IP header, at least PACKET_HEADROOM - 32 after buffer */
+    size_t len; /* bytes from data on */
     struct offload offload;
 };
 
@@ -65,10 +67,10 @@ struct device_ops {
 };
 struct device {
     const struct device_ops *ops;
-    int fd; /* to be watched for reading; -1: none */
+    int fd;       /* to be watched for reading; -1: none */
     unsigned mtu; /* bytes */
     struct device_caps caps;
-    char name[16]; /* "" when unknown */
+    char name[16];        /* "" when unknown */
     uint64_t write_drops; /* packets that the device refused */
 };
 

@@ -46,10 +46,10 @@ struct stack {
     struct tcp_pcb_listen *listener;
     struct conn *current; /* the conn that lwIP is working for */
     struct map conns;
-    struct link ready; /* conns with events to be told */
-    struct link busy;  /* conns that want ticks */
-    uint64_t next_tick_ms; /* of lwIP's timers; meaningful while `busy` has members */
-    bool slow_half;        /* lwIP's slow timer runs at every other tick */
+    struct link ready;           /* conns with events to be told */
+    struct link busy;            /* conns that want ticks */
+    uint64_t next_tick_ms;       /* of lwIP's timers; meaningful while `busy` has members */
+    bool slow_half;              /* lwIP's slow timer runs at every other tick */
     uint64_t fragments_until_ms; /* reassembly wants its timer until then */
     uint64_t next_fragment_ms;
 
@@ -73,14 +73,14 @@ void conn_tick(struct stack *s);
 /* The conn's MSS, for a packet of lwIP's that is on its way out. */
 uint16_t conn_mss_of(struct stack *s, const struct endpoint *src, const struct endpoint *dst);
 
-/* --- buffers.c ---------------------------------------------------------------------------------- */
+/* --- buffers.c -------------------------------------------------------------------------------- */
 
 struct rx_buffer *rx_buffer_get(struct stack *s); /* NULL when out of memory */
 void rx_buffer_put(struct rx_buffer *b);
 /* Return what is pooled to the system: after a burst, and at the end. */
 void rx_buffers_trim(struct stack *s);
 
-/* --- input.c ------------------------------------------------------------------------------------- */
+/* --- input.c ---------------------------------------------------------------------------------- */
 
 /* What lwIP has reassembled from fragments comes back by these; 0 or -ENOMEM. */
 int reassembly_init(void);

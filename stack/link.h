@@ -11,7 +11,9 @@
 int link_index(const char *name); /* > 0, or -errno */
 int link_set_mtu(const char *name, unsigned mtu);
 int link_get_mtu(const char *name); /* bytes, or -errno */
-/* IFF_UP, and no IPv6 router solicitations or MLD chatter of the kernel's own (addrgenmode none). */
+/*
+ * IFF_UP, and no IPv6 router solicitations or MLD chatter of the kernel's own (addrgenmode none).
+ */
 int link_set_up(const char *name, bool up);
 int link_set_txqueuelen(const char *name, unsigned packets);
 /* 0 also when the address is there already. IPv6: without duplicate address detection. */

@@ -21,8 +21,8 @@ int output_tcp(struct device *d, struct iovec *iov, int iov_count, size_t header
 
 /*
  * Send `payload` (0 to 65,507 bytes in IPv4, 65,527 in IPv6) as a UDP datagram, fragmented to the
- * device's MTU where needed (RFC 791, RFC 8200 4.5). `gso_size` not 0: payload is several datagrams of
- * that size (the last may be shorter), handed over as one super-packet where the device takes
+ * device's MTU where needed (RFC 791, RFC 8200 4.5). `gso_size` not 0: payload is several datagrams
+ * of that size (the last may be shorter), handed over as one super-packet where the device takes
  * it. The payload is not modified. Returns 0 or -errno.
  */
 int output_udp(struct device *d, const struct endpoint *src, const struct endpoint *dst,

@@ -28,7 +28,7 @@ u32_t sys_now(void)
     return the_stack ? (u32_t)the_stack->now_ms : 0;
 }
 
-/* --- lwIP's way out ------------------------------------------------------------------------------ */
+/* --- lwIP's way out --------------------------------------------------------------------------- */
 
 /* A packet in more pieces than the device layer takes, as one piece. */
 static int flatten(const struct pbuf *p, struct iovec iov[OUTPUT_IOV_MAX])
@@ -123,7 +123,7 @@ static err_t init_netif(struct netif *netif)
     return ERR_OK;
 }
 
-/* --- life ---------------------------------------------------------------------------------------- */
+/* --- life ------------------------------------------------------------------------------------- */
 
 static bool add_netif(struct stack *s)
 {
@@ -191,7 +191,7 @@ const struct stack_counters *stack_counters(const struct stack *s)
     return &s->counters;
 }
 
-/* --- a batch -------------------------------------------------------------------------------------- */
+/* --- a batch ---------------------------------------------------------------------------------- */
 
 /* Give the batch's first `count` places buffers; returns how many have one. */
 static unsigned prepare_batch(struct stack *s, unsigned count)
@@ -209,7 +209,8 @@ static unsigned prepare_batch(struct stack *s, unsigned count)
 int stack_receive(struct stack *s, unsigned max_packets, uint64_t now_ms)
 {
     s->now_ms = now_ms;
-    unsigned count = prepare_batch(s, max_packets < STACK_BATCH_MAX ? max_packets : STACK_BATCH_MAX);
+    unsigned count =
+        prepare_batch(s, max_packets < STACK_BATCH_MAX ? max_packets : STACK_BATCH_MAX);
     if (count == 0)
         return 0;
     int n = device_read(s->device, s->batch, count);
@@ -224,7 +225,7 @@ int stack_receive(struct stack *s, unsigned max_packets, uint64_t now_ms)
     return n;
 }
 
-/* --- time ----------------------------------------------------------------------------------------- */
+/* --- time ------------------------------------------------------------------------------------- */
 
 uint64_t stack_next_tick(const struct stack *s)
 {
@@ -248,7 +249,7 @@ void stack_tick(struct stack *s, uint64_t now_ms)
         rx_buffers_trim(s);
 }
 
-/* --- UDP ------------------------------------------------------------------------------------------ */
+/* --- UDP -------------------------------------------------------------------------------------- */
 
 int stack_send_datagram(struct stack *s, const struct endpoint *src, const struct endpoint *dst,
                         const void *payload, size_t len, uint16_t gso_size)

@@ -58,17 +58,17 @@ struct conn {
     struct link busy;          /* in the list of those that lwIP's timers concern */
     struct tcp_pcb *pcb;       /* NULL while the SYN is held, and once it is over */
     struct pbuf *held_syn;
-    struct pbuf *rx, *rx_last; /* received and not consumed */
+    struct pbuf *rx, *rx_last;  /* received and not consumed */
     struct chunk *tx, *tx_last; /* sent and not acknowledged, in order */
-    uint64_t heard_ms;         /* when a segment last came */
-    uint32_t seen_edge;        /* right edge of the window at the last CONN_ROOM */
-    uint32_t seen_ack;         /* what was acknowledged then */
-    uint16_t held_ip_len;      /* bytes of held_syn before its TCP header */
-    uint16_t mss;              /* negotiated, bytes; 0 before that */
+    uint64_t heard_ms;          /* when a segment last came */
+    uint32_t seen_edge;         /* right edge of the window at the last CONN_ROOM */
+    uint32_t seen_ack;          /* what was acknowledged then */
+    uint16_t held_ip_len;       /* bytes of held_syn before its TCP header */
+    uint16_t mss;               /* negotiated, bytes; 0 before that */
     uint8_t events;
-    uint8_t state;             /* enum conn_state, stack/tcp.c */
-    uint8_t owner;             /* for core: which of its structures embeds this conn */
-    bool fin_wanted;           /* conn_shutdown() was called */
+    uint8_t state;   /* enum conn_state, stack/tcp.c */
+    uint8_t owner;   /* for core: which of its structures embeds this conn */
+    bool fin_wanted; /* conn_shutdown() was called */
 };
 
 enum { STACK_BATCH_MAX = 64 };
@@ -93,8 +93,8 @@ struct stack_ops {
 };
 
 struct stack_config {
-    bool icmp_reply;    /* --icmp reply */
-    uint64_t now_ms;    /* monotonic */
+    bool icmp_reply; /* --icmp reply */
+    uint64_t now_ms; /* monotonic */
 };
 
 struct stack_counters {
@@ -127,8 +127,10 @@ const struct stack_counters *stack_counters(const struct stack *s);
 /* How a held SYN is refused. */
 enum refusal {
     REFUSE_RESET, /* RST: ECONNREFUSED */
-    REFUSE_NETWORK, REFUSE_HOST, REFUSE_PROHIBITED, /* ICMP, as enum unreachable */
-    REFUSE_SILENTLY, /* nothing is sent */
+    REFUSE_NETWORK,
+    REFUSE_HOST,
+    REFUSE_PROHIBITED, /* ICMP, as enum unreachable */
+    REFUSE_SILENTLY,   /* nothing is sent */
 };
 /* The target has connected: feed the held SYN to lwIP. CONN_OPENED or CONN_RESET follows. */
 void conn_accept(struct stack *s, struct conn *c);
@@ -175,8 +177,7 @@ int stack_send_datagram(struct stack *s, const struct endpoint *src, const struc
  * Tell the application at `src` that `dst` cannot be reached; `payload` is the datagram that was
  * refused (its beginning is quoted).
  */
-void stack_send_unreachable(struct stack *s, const struct endpoint *src,
-                            const struct endpoint *dst, const void *payload, size_t len,
-                            enum unreachable why);
+void stack_send_unreachable(struct stack *s, const struct endpoint *src, const struct endpoint *dst,
+                            const void *payload, size_t len, enum unreachable why);
 
 #endif

@@ -74,7 +74,7 @@ static struct conn *conn_find(struct stack *s, const struct endpoint *src,
     return e ? CONTAINER_OF(e, struct conn, by_tuple) : NULL;
 }
 
-/* --- events and lists --------------------------------------------------------------------------- */
+/* --- events and lists ------------------------------------------------------------------------- */
 
 static void conn_note(struct stack *s, struct conn *c, unsigned events)
 {
@@ -245,7 +245,7 @@ static void conn_feed(struct stack *s, struct conn *c, struct pbuf *segment)
     conn_leave(s, c);
 }
 
-/* --- what comes in ------------------------------------------------------------------------------ */
+/* --- what comes in ---------------------------------------------------------------------------- */
 
 static void rx_buffer_free_pbuf(struct pbuf *p)
 {
@@ -361,7 +361,9 @@ void conn_input(struct stack *s, const struct packet *p, const struct packet_inf
     if (c->pcb == NULL || c->state != CONN_STATE_OPEN)
         return;
     conn_release_chunks(c, false);
-    /* A pure window update calls nothing back in lwIP, and an ACK may move no edge: compare both. */
+    /*
+     * A pure window update calls nothing back in lwIP, and an ACK may move no edge: compare both.
+     */
     uint32_t edge = c->pcb->lastack + LWIP_MIN(c->pcb->snd_wnd, c->pcb->cwnd);
     if (edge != c->seen_edge || c->pcb->lastack != c->seen_ack) {
         c->seen_edge = edge;
@@ -387,7 +389,7 @@ void conn_tell_ready(struct stack *s)
     }
 }
 
-/* --- what core asks for ------------------------------------------------------------------------ */
+/* --- what core asks for ----------------------------------------------------------------------- */
 
 static void conn_forget(struct stack *s, struct conn *c)
 {
@@ -578,7 +580,7 @@ void conn_shutdown(struct stack *s, struct conn *c)
     conn_leave(s, c);
 }
 
-/* --- time ---------------------------------------------------------------------------------------- */
+/* --- time ------------------------------------------------------------------------------------- */
 
 /* Run lwIP's timers over the connections that want them. */
 void conn_tick(struct stack *s)
@@ -589,8 +591,7 @@ void conn_tick(struct stack *s)
     struct link concerned;
     list_init(&concerned);
     tcp_active_pcbs = NULL;
-    LIST_EACH(it, &s->busy)
-    {
+    LIST_EACH (it, &s->busy) {
         struct conn *c = CONTAINER_OF(it, struct conn, busy);
         list_remove(it);
         list_push_back(&concerned, it);
@@ -607,8 +608,7 @@ void conn_tick(struct stack *s)
         pcb->next = NULL;
     }
     /* Those that the timers ended have left the list by themselves. */
-    LIST_EACH(it, &concerned)
-    {
+    LIST_EACH (it, &concerned) {
         struct conn *c = CONTAINER_OF(it, struct conn, busy);
         list_remove(it);
         if (conn_is_busy(c->pcb))
@@ -616,7 +616,7 @@ void conn_tick(struct stack *s)
     }
 }
 
-/* --- life of the table ------------------------------------------------------------------------- */
+/* --- life of the table ------------------------------------------------------------------------ */
 
 /*
  * RFC 6528: a clock of 4 µs ticks and a keyed hash of the connection. lwIP asks through
@@ -628,8 +628,7 @@ u32_t culvert_tcp_isn(const ip_addr_t *local_ip, u16_t local_port, const ip_addr
     const struct stack *s = stack_instance();
     (void)local_ip, (void)local_port, (void)remote_ip, (void)remote_port;
     const struct conn *c = s->current;
-    return (u32_t)(hash_bytes(conn_key(c), sizeof(struct tuple)) >> 32) +
-           (u32_t)(s->now_ms * 250);
+    return (u32_t)(hash_bytes(conn_key(c), sizeof(struct tuple)) >> 32) + (u32_t)(s->now_ms * 250);
 }
 
 int conn_table_init(struct stack *s)

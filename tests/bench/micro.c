@@ -195,7 +195,8 @@ static void tick(struct bench *b)
 static const struct {
     const char *name;
     void (*run)(struct bench *b);
-} phases[] = {{"up", up}, {"down", down}, {"open", open_and_reset}, {"stray", stray}, {"tick", tick}};
+} phases[] = {
+    {"up", up}, {"down", down}, {"open", open_and_reset}, {"stray", stray}, {"tick", tick}};
 
 int main(int argc, char **argv)
 {

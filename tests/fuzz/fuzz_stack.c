@@ -110,7 +110,7 @@ static void on_batch_end(void *ctx)
     (void)ctx;
 }
 
-/* --- what the script does ----------------------------------------------------------------------- */
+/* --- what the script does --------------------------------------------------------------------- */
 
 static void drain(void)
 {

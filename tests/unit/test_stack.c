@@ -119,7 +119,7 @@ static void receive(struct fixture *f)
         continue;
 }
 
-/* --- packets in and out ------------------------------------------------------------------------- */
+/* --- packets in and out ----------------------------------------------------------------------- */
 
 static void send_segment(struct peer *p, uint8_t flags, const void *payload, size_t len,
                          const void *options, size_t options_len)
@@ -190,7 +190,7 @@ static struct peer connect_peer(struct fixture *f, bool v6)
     return p;
 }
 
-/* --- what is held ------------------------------------------------------------------------------- */
+/* --- what is held ----------------------------------------------------------------------------- */
 
 static void test_syn_is_held_until_accepted(void **state)
 {
@@ -317,7 +317,7 @@ static void test_stray_segment_is_reset(void **state)
     teardown(&f);
 }
 
-/* --- bytes ---------------------------------------------------------------------------------------- */
+/* --- bytes ------------------------------------------------------------------------------------ */
 
 static void test_upload_is_acknowledged_when_taken(void **state)
 {
@@ -552,7 +552,7 @@ static void test_room_is_told_when_no_edge_moves(void **state)
     finish_handshake(&p);
     struct test_chunk *c = new_chunk();
     uint32_t sent = p.ack;
-    p.window = 4500; /* 576,000 bytes: more than the send buffer */
+    p.window = 4500;               /* 576,000 bytes: more than the send buffer */
     for (int i = 0; i < 40; i++) { /* until the congestion window is wider than that */
         sent += (uint32_t)fill(&f, c);
         p.ack = sent;
@@ -561,7 +561,7 @@ static void test_room_is_told_when_no_edge_moves(void **state)
     fill(&f, c);
     assert_int_equal(conn_room(f.last), 0);
     take_events(&f);
-    p.ack += 128 * 502; /* a whole segment */
+    p.ack += 128 * 502;                    /* a whole segment */
     p.window = (uint16_t)(p.window - 502); /* in units of 128 bytes: the same edge */
     send_segment(&p, ACK, NULL, 0, NULL, 0);
     assert_true(conn_room(f.last) > 0);
@@ -571,7 +571,7 @@ static void test_room_is_told_when_no_edge_moves(void **state)
     teardown(&f);
 }
 
-/* --- ends ------------------------------------------------------------------------------------------ */
+/* --- ends ------------------------------------------------------------------------------------- */
 
 static void test_half_close_of_the_application(void **state)
 {
@@ -688,7 +688,7 @@ static void test_idle_stack_wants_no_time(void **state)
     teardown(&f);
 }
 
-/* --- other packets ---------------------------------------------------------------------------------- */
+/* --- other packets ---------------------------------------------------------------------------- */
 
 static void test_datagram_comes_and_goes(void **state)
 {

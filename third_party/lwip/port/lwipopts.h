@@ -26,20 +26,20 @@
 
 /* --- Which protocols ------------------------------------------------------------------------- */
 
-#define LWIP_IPV4      1
-#define LWIP_IPV6      1
+#define LWIP_IPV4        1
+#define LWIP_IPV6        1
 #define LWIP_IPV6_SCOPES 0 /* link-local addresses never become flows */
-#define LWIP_TCP       1
-#define LWIP_UDP       0 /* stack/udp.c: relaying needs no pcb a socket */
-#define LWIP_RAW       1 /* takes reassembled datagrams out again: stack/packet.c sees them whole */
-#define LWIP_ARP       0 /* a TUN device has no link layer */
-#define LWIP_ETHERNET  0
-#define PBUF_LINK_HLEN 0
-#define LWIP_DHCP      0
-#define LWIP_AUTOIP    0
-#define LWIP_ACD       0
-#define LWIP_IGMP      0
-#define LWIP_DNS       0
+#define LWIP_TCP         1
+#define LWIP_UDP         0 /* stack/udp.c: relaying needs no pcb a socket */
+#define LWIP_RAW         1 /* takes reassembled datagrams out again: stack/packet.c sees them whole */
+#define LWIP_ARP         0 /* a TUN device has no link layer */
+#define LWIP_ETHERNET    0
+#define PBUF_LINK_HLEN   0
+#define LWIP_DHCP        0
+#define LWIP_AUTOIP      0
+#define LWIP_ACD         0
+#define LWIP_IGMP        0
+#define LWIP_DNS         0
 
 /*
  * lwIP never speaks for itself: no echo replies, no unreachables, no neighbour or router discovery.
@@ -119,9 +119,9 @@
  * retransmission time-out is about 300 ms, as Linux's is 200, and a delayed ACK waits 50 ms at
  * most. stack/tcp.c ticks only while a connection has something to time.
  */
-#define TCP_TMR_INTERVAL    50
-#define LWIP_TCP_RTO_TIME   1000 /* ms, until the round-trip time is known: RFC 6298 2.1 */
-#define TCP_LISTEN_BACKLOG  0     /* held SYNs are counted as flows, by --max-flows */
+#define TCP_TMR_INTERVAL   50
+#define LWIP_TCP_RTO_TIME  1000 /* ms, until the round-trip time is known: RFC 6298 2.1 */
+#define TCP_LISTEN_BACKLOG 0    /* held SYNs are counted as flows, by --max-flows */
 
 #define LWIP_CALLBACK_API 1
 /* stack/tcp.c ties a conn to its control block by callback_arg: ext args would only cost memory. */
