@@ -6,6 +6,7 @@
  *   load rr ADDR PORT CONNS SIZE SECONDS          round trips on held connections
  *   load crr ADDR PORT CONNS SECONDS              connect, exchange 100 bytes, close; CONNS at a time
  *   load udp ADDR PORT SIZE RATE SECONDS          datagrams at RATE a second, echoed
+ *   load udpgso ADDR PORT SIZE RATE SECONDS       the same, sent in super-packets (UDP_SEGMENT)
  *   load hold ADDR PORT CONNS                     opens idle connections, holds them until stdin ends
  *   load sources ADDR PORT COUNT                  a datagram from each of COUNT sources, then the same
  *
@@ -16,6 +17,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -312,20 +314,31 @@ static uint64_t take_echoes(int fd)
     return total;
 }
 
-static void offer_datagrams(size_t size, double rate, double seconds)
+/* Send `n` datagrams of `size` bytes, in one call; returns how many the kernel took. */
+static uint64_t send_datagrams(int fd, size_t size, unsigned n, bool gso)
 {
-    struct iovec iov = {buffer, size};
+    struct iovec iov = {buffer, gso ? size * n : size};
     struct mmsghdr messages[UDP_BATCH];
-    int big = 8 << 20;
+    for (unsigned i = 0; i < n; i++)
+        messages[i] = (struct mmsghdr){.msg_hdr = {.msg_iov = &iov, .msg_iovlen = 1}};
+    int done = sendmmsg(fd, messages, gso ? 1 : n, MSG_DONTWAIT);
+    if (gso)
+        return done == 1 ? n : 0;
+    return done > 0 ? (uint64_t)done : 0;
+}
+
+static void offer_datagrams(size_t size, double rate, double seconds, bool gso)
+{
+    int big = 8 << 20, segment = (int)size;
     int fd = new_socket(SOCK_DGRAM);
     setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &big, sizeof big);
     if (connect(fd, (struct sockaddr *)&server, server_len) != 0)
         die("connect");
-    for (int i = 0; i < UDP_BATCH; i++)
-        messages[i] = (struct mmsghdr){.msg_hdr = {.msg_iov = &iov, .msg_iovlen = 1}};
+    if (gso && setsockopt(fd, SOL_UDP, UDP_SEGMENT, &segment, sizeof segment) != 0)
+        die("UDP_SEGMENT");
     /* The first makes the association, so that what is measured is relaying. */
     uint64_t echoed = 0, sent = 0, begin = now_ns();
-    sendmmsg(fd, messages, 1, 0);
+    send_datagrams(fd, size, 1, false);
     while (take_echoes(fd) == 0 && now_ns() < begin + 2000000000u)
         usleep(1000);
     begin = now_ns();
@@ -334,8 +347,8 @@ static void offer_datagrams(size_t size, double rate, double seconds)
         uint64_t due = (uint64_t)((double)(now_ns() - begin) / 1e9 * rate);
         while (sent < due) {
             unsigned n = due - sent < UDP_BATCH ? (unsigned)(due - sent) : UDP_BATCH;
-            int done = sendmmsg(fd, messages, n, MSG_DONTWAIT);
-            sent += done > 0 ? (uint64_t)done : n; /* a full queue loses them */
+            uint64_t done = send_datagrams(fd, size, n, gso);
+            sent += done > 0 ? done : n; /* a full queue loses them */
         }
         echoed += take_echoes(fd);
         usleep(100);
@@ -370,7 +383,7 @@ int main(int argc, char **argv)
 {
     struct rlimit files;
     if (argc < 4) {
-        fprintf(stderr, "usage: load serve|rr|crr|udp|hold|sources ADDR PORT ...\n");
+        fprintf(stderr, "usage: load serve|rr|crr|udp|udpgso|hold|sources ADDR PORT ...\n");
         return 2;
     }
     getrlimit(RLIMIT_NOFILE, &files);
@@ -385,7 +398,9 @@ int main(int argc, char **argv)
     else if (strcmp(argv[1], "crr") == 0 && argc == 6)
         exchange((size_t)atoi(argv[4]), CRR_BYTES, atof(argv[5]), true);
     else if (strcmp(argv[1], "udp") == 0 && argc == 7)
-        offer_datagrams((size_t)atoi(argv[4]), atof(argv[5]), atof(argv[6]));
+        offer_datagrams((size_t)atoi(argv[4]), atof(argv[5]), atof(argv[6]), false);
+    else if (strcmp(argv[1], "udpgso") == 0 && argc == 7)
+        offer_datagrams((size_t)atoi(argv[4]), atof(argv[5]), atof(argv[6]), true);
     else if (strcmp(argv[1], "hold") == 0 && argc == 5)
         hold((size_t)atoi(argv[4]));
     else if (strcmp(argv[1], "sources") == 0 && argc == 5)
