@@ -1,13 +1,13 @@
 /*
  * `culvert up`: the machine's traffic through the proxy, and everything back in the end.
  *
- *   lock -> undo what a killed one left -> device -> worker -> rules -> resolver -> ready
- *   stop:  journal replayed backwards -> worker -> device
+ *   lock -> undo what a killed one left -> device -> workers -> rules -> resolver -> ready
+ *   stop:  journal replayed backwards -> workers -> device
  *
- * This process is the supervisor (core/up_watch.h watches); the worker is a child that dies
- * with it. Each change is journalled before it is made (core/journal.h), and undoing, by us or
- * after our death by `culvert down`, is replaying the journal: there is one way back, and it is
- * taken every time.
+ * This process keeps what needs privilege and watches (core/up_watch.h); the workers are children
+ * that die with it. Each change is journalled before it is made (core/journal.h), and undoing, by
+ * us or after our death by `culvert down`, is replaying the journal: there is one way back, and it
+ * is taken every time.
  *
  * Signals are blocked from before the first change and arrive through a descriptor: nothing ends
  * this process between a change and its undoing but kill -9, for which the journal is.
@@ -141,7 +141,7 @@ static void announce(const struct up *up)
 
 static bool set_up(struct up *up)
 {
-    return open_device(up) && up_watch_start_worker(up) && forward(up) && route_traffic(up) &&
+    return open_device(up) && up_watch_start_workers(up) && forward(up) && route_traffic(up) &&
            guard(up) && hand_over_dns(up);
 }
 
@@ -151,7 +151,8 @@ static int put_back(struct up *up, int status)
 {
     notify_service_manager("STOPPING=1");
     int undone = up_state_undo(&up->state, false);
-    up_watch_stop_worker(up);
+    workers_free(up->workers);
+    up->workers = NULL;
     tun_setup_undo(&up->tun);
     if (undone < 0 && undone != -ENOENT) {
         say("try culvert down when what hindered it is gone");

@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -67,28 +66,19 @@ static bool is_stale(int fd, const char *path)
     return fstat(fd, &open_one) < 0 || stat(path, &named) < 0 || open_one.st_ino != named.st_ino;
 }
 
+/* A record lock: children do not inherit it, so it ends with this process whoever outlives it. */
 int up_state_lock(struct up_state *s, pid_t *holder)
 {
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     *holder = 0;
     int fd = open(s->lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (fd < 0)
         return -errno;
-    char text[24] = "";
-    if (flock(fd, LOCK_EX | LOCK_NB) == 0 && is_stale(fd, s->lock)) {
+    if (fcntl(fd, F_SETLK, &whole) < 0 || is_stale(fd, s->lock)) {
+        if (fcntl(fd, F_GETLK, &whole) == 0 && whole.l_type != F_UNLCK)
+            *holder = whole.l_pid;
         close(fd);
         return -EWOULDBLOCK;
-    }
-    if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-        int error = -errno;
-        if (pread(fd, text, sizeof(text) - 1, 0) > 0)
-            *holder = (pid_t)strtol(text, NULL, 10);
-        close(fd);
-        return error;
-    }
-    int n = snprintf(text, sizeof(text), "%d\n", (int)getpid());
-    if (ftruncate(fd, 0) < 0 || pwrite(fd, text, (size_t)n, 0) != n) {
-        close(fd);
-        return -EIO;
     }
     s->lock_fd = fd;
     return 0;

@@ -1,8 +1,7 @@
 /*
- * The supervisor of `up`: starts the worker, a child process, and then watches.
+ * What `up` watches beside its workers (core/workers.h), which it replaces when they die.
  *
- *   signals    SIGTERM, SIGINT, SIGHUP: stop. SIGCHLD: a worker that was killed or crashed is
- *              replaced; only its flows die, since this process keeps the device
+ *   signals    SIGTERM, SIGINT, SIGHUP: stop
  *   rtnetlink  rules or routes of ours that others took away are put back
  *   inotify    a resolv.conf that others have written is handed over anew, and it is what comes
  *              back in the end; the worker asks the servers it names
@@ -18,6 +17,7 @@
 #include "core/routing.h"
 #include "core/tun_setup.h"
 #include "core/up_state.h"
+#include "core/workers.h"
 
 /* All that `up` knows. */
 struct up {
@@ -30,10 +30,8 @@ struct up {
     int ifindex;
     struct resolvconf resolvconf;
 
-    pid_t worker; /* 0: none */
+    struct workers *workers; /* NULL: not started */
     int signal_fd, events_fd, watch_fd;
-    uint64_t restarts_since_ms;
-    unsigned restarts;
 };
 
 /* Before the first change: from here on signals wait for up_watch_run(). */
@@ -42,10 +40,8 @@ void up_watch_block_signals(void);
 bool up_watch_open(struct up *up);
 void up_watch_close(struct up *up);
 
-/* Start the worker and wait until it relays. False: the user has been told. */
-bool up_watch_start_worker(struct up *up);
-/* Let it drain, and end it where it takes too long. */
-void up_watch_stop_worker(struct up *up);
+/* Start relaying. False: the user has been told. */
+bool up_watch_start_workers(struct up *up);
 
 /* Watch until a signal asks to stop, or nothing can be relayed any more; the exit status. */
 int up_watch_run(struct up *up);

@@ -13,7 +13,7 @@
 #include "core/base/addr.h"
 
 enum {
-    ROUTE_PROTOCOL = 0x63, /* rtnetlink(7), rtm_protocol and FRA_PROTOCOL: nobody else's */
+    ROUTE_PROTOCOL = 0xcf, /* rtm_protocol and FRA_PROTOCOL: none that iproute2 knows */
     ROUTE_METRIC_LAST = 4000000,
     ROUTE_TABLE_MAIN = 254,
 };

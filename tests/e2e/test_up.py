@@ -5,6 +5,7 @@ import signal
 import pytest
 
 from desktop import Capture, Desktop
+from netns import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,7 @@ def test_killed_one_is_undone_by_down(desktop, lab, serve):
     before = desktop.state()
     process = desktop.up(serve.url)
     process.kill()
+    wait_for(lambda: "culvert0" not in desktop.space.links(), "the device is gone")
     exchange(desktop.space, lab.world4)  # direct again
     exchange(desktop.space, lab.world6)
     done = desktop.down()

@@ -30,7 +30,7 @@ def test_reverse_path_filter(desktop, lab, serve, level, where):
             exchange(desktop.space, lab.world6)
         else:  # the kernel looks reverse paths up as user 0
             run_as(desktop, "nobody", lab.world4)
-        assert up.count("worker was ended") == 0
+        assert up.count("was ended by signal") == 0
     desktop.assert_state(before)
     desktop.space.sysctl("net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth0.rp_filter=0",
                          "net.ipv4.conf.default.rp_filter=0")
