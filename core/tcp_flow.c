@@ -50,6 +50,7 @@ enum {
     CHUNK_BYTES = 65536,   /* a super-packet's payload, and a little */
     CHUNK_TAIL_MIN = 2048, /* a chunk with less room left is not added to */
     CHUNKS_POOLED_MAX = 64,
+    DOUBT_MS = 100,
     READS_A_TURN = 16, /* so that one busy flow leaves the others their turn */
 };
 
@@ -69,6 +70,7 @@ struct tcp_flow {
     uint64_t active_ms; /* coarse: the age list is ordered by it */
     uint64_t bytes_up, bytes_down;
     struct link age;         /* in half_open or flows, longest idle first */
+    struct link doubt;       /* in doubts: a short read has been trusted */
     struct down_chunk *tail; /* the chunk that was filled last, while it is in flight */
     struct loop_io io;
 };
@@ -87,7 +89,9 @@ struct tcp_flows {
     struct link half_open; /* DIALING and ACCEPTING, oldest first */
     struct link flows;     /* the others, longest idle first */
     struct link closed;    /* to be freed at the turn's end */
+    struct link doubts; /* flows whose last read was short */
     struct loop_timer idle_timer;
+    struct loop_timer doubt_timer;
     struct loop_deferred reap;
     struct down_chunk *free_chunks;
     unsigned free_chunk_count;
@@ -146,6 +150,7 @@ static void set_state(struct tcp_flow *f, enum tcp_flow_state state)
         arm_idle_timer(t);
         break;
     case TCP_FLOW_CLOSED:
+        list_remove(&f->doubt);
         list_remove(&f->age);
         list_push_back(&t->closed, &f->age);
         break;
@@ -328,6 +333,43 @@ static bool relay_up(struct tcp_flow *f)
     return f->state == TCP_FLOW_RELAYING;
 }
 
+static bool relay_down(struct tcp_flow *f);
+
+static void resolve_doubts(void *arg)
+{
+    struct tcp_flows *t = arg;
+    struct loop *loop = t->worker->loop;
+    uint64_t now = loop_now(loop);
+    LIST_EACH(it, &t->doubts) {
+        struct tcp_flow *f = CONTAINER_OF(it, struct tcp_flow, doubt);
+        if (now - f->active_ms < DOUBT_MS)
+            continue;
+        list_remove(it);
+        f->readable = true;
+        relay_down(f);
+    }
+    if (!list_empty(&t->doubts))
+        loop_timer_start(loop, &t->doubt_timer, DOUBT_MS, resolve_doubts, t);
+}
+
+/*
+ * Less was read than asked for: the socket is empty, and edge-triggered epoll tells of whatever
+ * comes later, so that a small exchange costs one read. Only an end that was there already tells
+ * no more. An end of file is known from LOOP_CLOSED; a reset right behind the data is hidden by
+ * libevent (EPOLLERR becomes "readable and writable"), so after a moment of silence the flow is
+ * read once more.
+ */
+static void trust_short_read(struct tcp_flow *f)
+{
+    struct tcp_flows *t = f->owner;
+    f->readable = false;
+    if (!list_empty(&f->doubt))
+        return;
+    list_push_back(&t->doubts, &f->doubt);
+    if (!t->doubt_timer.pending)
+        loop_timer_start(t->worker->loop, &t->doubt_timer, DOUBT_MS, resolve_doubts, t);
+}
+
 enum read_result { READ_MORE, READ_EMPTY, READ_ENDED };
 
 /* One read of at most `room` bytes, handed to the stack. READ_ENDED: the flow has. */
@@ -371,12 +413,8 @@ static enum read_result read_down(struct tcp_flow *f, size_t room)
         return READ_ENDED;
     }
     conn_flush(stack, &f->conn);
-    /*
-     * Less than asked for: the socket is empty, and edge-triggered epoll will tell of whatever
-     * comes later. Only an end of file that is there already would tell no more.
-     */
     if ((size_t)n < wanted && !f->hung_up) {
-        f->readable = false;
+        trust_short_read(f);
         return READ_EMPTY;
     }
     return READ_MORE;
@@ -529,6 +567,7 @@ struct conn *tcp_flows_open(struct tcp_flows *t, const struct endpoint *src,
     f->conn.dst = *dst;
     f->active_ms = loop_now(w->loop);
     list_init(&f->age);
+    list_init(&f->doubt);
     f->dial = dial_start(w->proxy, SOCKS5_CONNECT, &target, on_dialed, f);
     if (f->dial == NULL) {
         free(f);
@@ -596,6 +635,7 @@ struct tcp_flows *tcp_flows_new(struct worker *w)
     list_init(&t->half_open);
     list_init(&t->flows);
     list_init(&t->closed);
+    list_init(&t->doubts);
     return t;
 }
 
@@ -606,6 +646,7 @@ void tcp_flows_free(struct tcp_flows *t)
     while (tcp_flows_evict(t))
         continue;
     loop_timer_stop(&t->idle_timer);
+    loop_timer_stop(&t->doubt_timer);
     loop_undefer(&t->reap);
     reap(t);
     trim_chunks(t);

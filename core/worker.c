@@ -9,6 +9,7 @@
 #include "core/worker.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -129,8 +130,10 @@ static void on_tick(void *arg)
     struct worker *w = &r->worker;
     r->tick_at_ms = UINT64_MAX;
     stack_tick(w->stack, loop_now(w->loop));
-    if (stack_next_tick(w->stack) == UINT64_MAX)
+    if (stack_next_tick(w->stack) == UINT64_MAX) {
         tcp_flows_trim(w->tcp);
+        malloc_trim(0); /* a burst of flows is over: what it took is given back */
+    }
 }
 
 /* At each turn's end: a timer that fires early costs less than one that is always moved. */
