@@ -140,7 +140,8 @@ def test_iperf3_udp(lab, tunnel, iperf3, direction):
     """A busy machine may lose some once, not three times in a row."""
     argv = ["-R"] if direction == "down" else []
     for _ in range(3):
-        total = measure(tunnel, lab.world4, "-u", "-b", "20M", "-t", "1", "-l", "1200", *argv)["sum"]
+        end = measure(tunnel, lab.world4, "-u", "-b", "20M", "-t", "1", "-l", "1200", *argv)
+        total = end["sum"]
         assert total["packets"] > 1000
         if total["lost_percent"] < 5:
             return
