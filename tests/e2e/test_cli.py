@@ -423,6 +423,34 @@ def test_default_addresses(lab):
         shown = tunnel.app.ip("-o addr show dev culvert0")
         assert "198.18.0.1/15" in shown
         assert re.search(r"inet6 f[cd]", shown), f"no unique local address: {shown}"
+        assert "fe80" not in shown, f"the kernel made an address of its own: {shown}"
+
+
+def test_idle_process_is_not_woken(lab):
+    """No flows: no timer, no chatter of the kernel's into the device."""
+    def wake_ups(pid):
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+            return int(re.search(r"\nvoluntary_ctxt_switches:\s*(\d+)", status.read())[1])
+
+    with lab.tunnel(GOOD_URL) as tunnel:
+        time.sleep(1)
+        before = [wake_ups(pid) for pid in tunnel.tree()]
+        time.sleep(3)
+        after = [wake_ups(pid) for pid in tunnel.tree()]
+        assert after == before, f"woken {sum(after) - sum(before)} times in 3 s"
+
+
+def test_no_program_is_needed_at_run_time(lab, serve):
+    """Neither ip nor a shell is there: all is done over rtnetlink."""
+    hide = ('for program in ip sh bash; do mount --bind /dev/null "$(readlink -f "$(command -v '
+            '$program)")"; done; exec "$@"')
+    space = lab.client()
+    with Culvert(space, "tun", serve.url, before=["unshare", "-m", "sh", "-c", hide, "sh"]) as tun:
+        tun.wait_ready()
+        space.ip("route add default dev culvert0")
+        space.ip("-6 route add default dev culvert0")
+        talks(lab, space)
+    space.close()
 
 
 # --- sockets towards the proxy, limits -----------------------------------------------------------
