@@ -265,13 +265,17 @@ static enum packet_drop scan_icmp(struct scan *s)
     return PACKET_DROP_NONE;
 }
 
+/* TCP, UDP, or the ICMP of this IP version? */
+static bool protocol_known(const struct scan *s)
+{
+    return s->info->protocol == IPPROTO_TCP || s->info->protocol == IPPROTO_UDP ||
+           s->info->protocol == (s->v4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
+}
+
 static enum packet_drop scan_transport(struct scan *s)
 {
     s->info->ip_header_len = (uint16_t)reader_used(&s->r);
-    uint8_t icmp = s->v4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
-    bool known = s->info->protocol == IPPROTO_TCP || s->info->protocol == IPPROTO_UDP ||
-                 s->info->protocol == icmp;
-    if (!known)
+    if (!protocol_known(s))
         return PACKET_DROP_PROTOCOL;
     if (!offload_fits(s))
         return PACKET_DROP_OFFLOAD;
@@ -286,17 +290,16 @@ static enum packet_drop scan_transport(struct scan *s)
 
 /*
  * The cursor is at the fragment's part of the payload. All but the last come in units of 8 bytes,
- * and none reaches past the longest datagram, headers included (RFC 791 3.2, RFC 8200 4.5).
+ * and none reaches past the longest datagram, headers included (RFC 791 3.2, RFC 8200 4.5). What
+ * was fragmented begins with the transport header: were extension headers let through here, a
+ * fragment could come out of reassembly, and another out of that, as deep as somebody likes.
  */
 static enum packet_drop scan_fragment(struct scan *s, size_t offset, bool more)
 {
     size_t len = reader_left(&s->r);
     size_t headers = s->v4 ? reader_used(&s->r) : reader_used(&s->r) - IPV6_HEADER_LEN - 8;
     s->info->ip_header_len = (uint16_t)reader_used(&s->r);
-    bool known = s->info->protocol == IPPROTO_TCP || s->info->protocol == IPPROTO_UDP ||
-                 s->info->protocol == (s->v4 ? IPPROTO_ICMP : IPPROTO_ICMPV6) ||
-                 (!s->v4 && s->info->protocol == IPPROTO_DSTOPTS);
-    if (!known)
+    if (!protocol_known(s))
         return PACKET_DROP_PROTOCOL;
     if (len == 0 || (more && len % 8 != 0) || headers + offset + len > DATAGRAM_MAX)
         return PACKET_DROP_HEADER;

@@ -519,6 +519,9 @@ static void test_fragments(void **state)
     struct offload partial = {.csum = PACKET_CSUM_PARTIAL, .csum_start = 20, .csum_offset = 6};
     wire_fragment(&w, true, 0, true, 1480);
     assert_int_equal(parse_bytes(w.bytes, w.len, &partial).drop, PACKET_DROP_OFFLOAD);
+    wire_fragment(&w, false, 0, true, 1480);
+    w.bytes[40] = IPPROTO_DSTOPTS; /* could hide a fragment within the fragments */
+    assert_dropped(&w, PACKET_DROP_PROTOCOL);
     wire_fragment(&w, true, 0, true, 1480);
     w.bytes[9] = 132;
     wire_ipv4_checksum(w.bytes);
