@@ -89,7 +89,7 @@ struct tcp_flows {
     struct link half_open; /* DIALING and ACCEPTING, oldest first */
     struct link flows;     /* the others, longest idle first */
     struct link closed;    /* to be freed at the turn's end */
-    struct link doubts; /* flows whose last read was short */
+    struct link doubts;    /* flows whose last read was short */
     struct loop_timer idle_timer;
     struct loop_timer doubt_timer;
     struct loop_deferred reap;
@@ -340,7 +340,7 @@ static void resolve_doubts(void *arg)
     struct tcp_flows *t = arg;
     struct loop *loop = t->worker->loop;
     uint64_t now = loop_now(loop);
-    LIST_EACH(it, &t->doubts) {
+    LIST_EACH (it, &t->doubts) {
         struct tcp_flow *f = CONTAINER_OF(it, struct tcp_flow, doubt);
         if (now - f->active_ms < DOUBT_MS)
             continue;
@@ -445,6 +445,21 @@ static void on_socket(void *arg, unsigned ready)
         f->readable = f->hung_up = true;
     if (relay_up(f))
         relay_down(f);
+}
+
+/*
+ * culvert stops: what the application was told is acknowledged is in the socket, and goes on its
+ * way after an orderly close; the application hears a reset, since more it cannot send.
+ */
+static void flow_quit(struct tcp_flow *f)
+{
+    if (f->state == TCP_FLOW_RELAYING)
+        relay_up(f);
+    if (f->state == TCP_FLOW_CLOSED)
+        return;
+    close_socket(f, false);
+    conn_abort(f->owner->worker->stack, &f->conn);
+    flow_end(f);
 }
 
 static void start_relaying(struct tcp_flow *f)
@@ -643,8 +658,10 @@ void tcp_flows_free(struct tcp_flows *t)
 {
     if (t == NULL)
         return;
-    while (tcp_flows_evict(t))
-        continue;
+    LIST_EACH (it, &t->half_open)
+        flow_reset(CONTAINER_OF(it, struct tcp_flow, age));
+    LIST_EACH (it, &t->flows)
+        flow_quit(CONTAINER_OF(it, struct tcp_flow, age));
     loop_timer_stop(&t->idle_timer);
     loop_timer_stop(&t->doubt_timer);
     loop_undefer(&t->reap);
