@@ -84,6 +84,32 @@ static void test_addresses(void **state)
     device_close(d);
 }
 
+/* What is routed to the link comes out of the device. */
+static void test_routes(void **state)
+{
+    (void)state;
+    static const char *const destinations[] = {"203.0.113.0/24", "2001:db8::/32", "0.0.0.0/0"};
+    static const char *const targets[] = {"203.0.113.9:9", "[2001:db8::9]:9", "192.0.2.9:9"};
+    struct device *d = open_tun("five");
+    platform_configure(d, 1500);
+    for (size_t i = 0; i < 3; i++) {
+        struct cidr destination = platform_cidr(destinations[i]);
+        struct endpoint target = platform_endpoint(targets[i]);
+        struct sockaddr_storage sa;
+        socklen_t len = endpoint_to_sockaddr(&target, &sa);
+        int fd = socket(sa.ss_family, SOCK_DGRAM, 0);
+        assert_true(sendto(fd, "x", 1, 0, (struct sockaddr *)&sa, len) < 0);
+        assert_int_equal(errno, ENETUNREACH);
+        assert_int_equal(link_add_route("five", &destination, 5), 0);
+        assert_int_equal(sendto(fd, "x", 1, 0, (struct sockaddr *)&sa, len), 1);
+        static uint8_t buffer[PACKET_BUFFER_SIZE];
+        struct packet p = {.buffer = buffer};
+        assert_true(platform_read(d, &p, PLATFORM_WAIT_MS));
+        close(fd);
+    }
+    device_close(d);
+}
+
 /* Nothing is sent by the kernel itself: an idle device wakes nobody. */
 static void test_silence(void **state)
 {
@@ -98,9 +124,8 @@ int main(void)
 {
     platform_enter_namespace();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_mtu_and_state),
-        cmocka_unit_test(test_no_such_link),
-        cmocka_unit_test(test_addresses),
+        cmocka_unit_test(test_mtu_and_state), cmocka_unit_test(test_no_such_link),
+        cmocka_unit_test(test_addresses),     cmocka_unit_test(test_routes),
         cmocka_unit_test(test_silence),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -138,8 +138,8 @@ static void tcp_both_ways(bool v4, bool offload)
     }
     assert_memory_equal(got, data, len);
     assert_int_equal(was_super, d->caps.tso);
-    /* Down: the kernel takes one. */
-    remote_send(&r, 16 | 8, data, len, 1400);
+    /* Down: the kernel takes one, also one with CWR (VIRTIO_NET_HDR_GSO_ECN). */
+    remote_send(&r, 16 | 8 | 128, data, len, 1400);
     for (received = 0; received < len;) {
         assert_true(platform_readable(fd, PLATFORM_WAIT_MS));
         ssize_t n = read(fd, got + received, sizeof(got) - received);
