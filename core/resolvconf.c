@@ -73,16 +73,23 @@ static int write_new(const char *path, const char *text, size_t size)
 }
 
 /*
- * Overwrite a file that must keep its inode. The first write is whole or not at all as far as a
- * kill is concerned; until the file is cut its first line tells already whose it is.
+ * Overwrite a file that must keep its inode. At each moment of a kill (a small write is whole or
+ * not at all) its first bytes must tell whose it is: our text is written before the file is cut to
+ * its length, but what is restored after that, when the rest of ours is gone.
  */
-static int write_in_place(const char *path, const char *text, size_t size)
+static int write_in_place(const char *path, const char *text, size_t size, bool restoring)
 {
+    struct stat st;
     int fd = open(path, O_WRONLY | O_CLOEXEC);
     if (fd < 0)
         return -errno;
-    int error = write_all(fd, text, size);
-    if (error == 0 && (ftruncate(fd, (off_t)size) < 0 || fsync(fd) < 0))
+    int error = 0;
+    if (restoring && fstat(fd, &st) == 0 && st.st_size > (off_t)size &&
+        ftruncate(fd, (off_t)size) < 0)
+        error = -errno;
+    if (error == 0)
+        error = write_all(fd, text, size);
+    if (error == 0 && ((!restoring && ftruncate(fd, (off_t)size) < 0) || fsync(fd) < 0))
         error = -errno;
     close(fd);
     return error;
@@ -98,9 +105,11 @@ static bool other_name(const char *path, char out[RESOLVCONF_PATH_MAX])
     return n > 0 && n < RESOLVCONF_PATH_MAX;
 }
 
+/* Also when it was cut within the first line (write_in_place()). */
 static bool begins_as_ours(const char *text)
 {
-    return strncmp(text, resolvconf_marker, strlen(resolvconf_marker)) == 0;
+    size_t len = strnlen(text, strlen(resolvconf_marker));
+    return len > 0 && strncmp(text, resolvconf_marker, len) == 0;
 }
 
 bool resolvconf_is_ours(const char *path)
@@ -155,11 +164,24 @@ size_t resolvconf_compose(const char *old, const struct addr *server, char *out,
 
 /* --- over and back --------------------------------------------------------------------------- */
 
+static bool fresh_name(const char *copy, char out[RESOLVCONF_PATH_MAX])
+{
+    int n = snprintf(out, RESOLVCONF_PATH_MAX, "%s.new", copy);
+    return n > 0 && n < RESOLVCONF_PATH_MAX;
+}
+
+void resolvconf_forget(const char *copy)
+{
+    char fresh[RESOLVCONF_PATH_MAX];
+    (void)unlink(copy);
+    if (fresh_name(copy, fresh))
+        (void)unlink(fresh);
+}
+
 static int copy_text(const struct resolvconf *r, const char *text, size_t size)
 {
     char fresh[RESOLVCONF_PATH_MAX];
-    int n = snprintf(fresh, sizeof(fresh), "%s.new", r->copy);
-    if (n < 0 || (size_t)n >= sizeof(fresh))
+    if (!fresh_name(r->copy, fresh))
         return -ENAMETOOLONG;
     int error = write_new(fresh, text, size);
     if (error == 0 && rename(fresh, r->copy) < 0)
@@ -211,7 +233,7 @@ static int replace(const struct resolvconf *r, struct journal *j, const char *ol
         error = exchange(r->path, other, text, size);
         if (error == -EBUSY || error == -EXDEV || error == -EROFS || error == -EINVAL ||
             error == -EACCES || error == -EPERM || error == -ENOSYS)
-            error = write_in_place(r->path, text, size);
+            error = write_in_place(r->path, text, size, false);
     }
     free(text);
     return error;
@@ -242,7 +264,7 @@ static int restore_in_place(const char *path, const char *copy)
     char *text = read_file(copy, &size, &error);
     if (!text)
         return error;
-    error = write_in_place(path, text, size);
+    error = write_in_place(path, text, size, true);
     free(text);
     return error;
 }

@@ -51,6 +51,9 @@ bool resolvconf_is_ours(const char *path);
 /* Put the old file back, from its other name or, where it was written in place, from `copy`. */
 int resolvconf_restore(const char *path, const char *copy);
 
+/* Remove the copy, and a half-written one. */
+void resolvconf_forget(const char *copy);
+
 /*
  * A descriptor (inotify) that becomes readable when the file may have changed; read it empty with
  * resolvconf_watch_drain(), and after resolvconf_install() call resolvconf_watch_again().

@@ -96,7 +96,7 @@ void up_state_unlock(struct up_state *s)
 void up_state_forget(const struct up_state *s)
 {
     (void)unlink(s->journal);
-    (void)unlink(s->resolver);
+    resolvconf_forget(s->resolver);
 }
 
 /* --- undoing --------------------------------------------------------------------------------- */
