@@ -73,6 +73,25 @@ def test_32_flows_of_8_mib(lab, tunnel, stream_server, direction):
     run_all(jobs, timeout=110)
 
 
+def test_both_directions_of_a_flow_at_once(lab, tunnel):
+    """16 flows to an echo server, 8 MiB each, written and read at the same time."""
+    def flow(index):
+        host = lab.world4 if index % 2 else lab.world6
+        with connect(tunnel, host, 7) as sock:
+            writer = threading.Thread(target=_send_and_end, args=(sock, index, 8 * MIB))
+            writer.start()
+            streams.expect(sock, index, 8 * MIB)
+            streams.expect_end(sock)
+            writer.join()
+
+    run_all([lambda index=index: flow(index) for index in range(16)])
+
+
+def _send_and_end(sock, seed, total):
+    streams.send(sock, seed, total)
+    sock.shutdown(socket.SHUT_WR)
+
+
 @pytest.mark.parametrize("options", [["--no-offload"], ["--mtu", "1280"], ["--mtu", "65535"],
                                      ["--no-offload", "--mtu", "9000"]], ids=" ".join)
 def test_transfers_with_other_devices(lab, serve, stream_server, options):
