@@ -147,7 +147,8 @@ class Culvert:
             assert time.monotonic() < deadline, \
                 f"{self.sockets() - self.idle_sockets} sockets more than at the start, " \
                 f"{timeout} s after the last flow ended:\n" \
-                f"{self.space.run('ss', '-tunap').stdout}\n{self.log[-3000:]}"
+                f"{self.space.run('ss', '-tunap', 'exclude', 'time-wait').stdout}\n" \
+                f"{self.log[-3000:]}"
             time.sleep(0.05)
 
     def check(self):

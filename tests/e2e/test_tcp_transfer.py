@@ -92,6 +92,18 @@ def _send_and_end(sock, seed, total):
     sock.shutdown(socket.SHUT_WR)
 
 
+def test_3000_flows(lab, tunnel):
+    """All open at once, each with a question and an answer; their ends free everything."""
+    socks = [connect(tunnel, lab.world4 if n % 2 else lab.world6, 7) for n in range(3000)]
+    for number, sock in enumerate(socks):
+        sock.sendall(b"%d" % number)
+    for number, sock in enumerate(socks):
+        assert sock.recv(10) == b"%d" % number
+    for sock in socks:
+        sock.close()
+    tunnel.settle(20)
+
+
 @pytest.mark.parametrize("options", [["--no-offload"], ["--mtu", "1280"], ["--mtu", "65535"],
                                      ["--no-offload", "--mtu", "9000"]], ids=" ".join)
 def test_transfers_with_other_devices(lab, serve, stream_server, options):
