@@ -10,6 +10,8 @@
 #include "core/run.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -69,9 +71,32 @@ static bool hand_over(struct run_job *job, const struct device *device)
     return n == 1;
 }
 
+/* Is there a file of that name where execvp(3) looks? */
 static bool is_there(const char *name)
 {
-    return strchr(name, '/') && access(name, F_OK) == 0;
+    const char *path = getenv("PATH");
+    char file[PATH_MAX];
+    if (strchr(name, '/'))
+        return access(name, F_OK) == 0;
+    while (path && *name) {
+        size_t len = strcspn(path, ":");
+        int n = snprintf(file, sizeof(file), "%.*s/%s", (int)len, path, name);
+        if (n > 0 && (size_t)n < sizeof(file) && access(file, F_OK) == 0)
+            return true;
+        path = path[len] ? path + len + 1 : NULL;
+    }
+    return false;
+}
+
+/*
+ * ENOENT of a file that is there: the interpreter that it names is not. EACCES without a path: a
+ * folder of PATH is closed to the user, which says nothing of the command.
+ */
+static bool was_found(const char *name, int error)
+{
+    if (error == EACCES && strchr(name, '/'))
+        return true;
+    return (error != ENOENT && error != EACCES) || is_there(name);
 }
 
 static _Noreturn void execute(const struct run_job *job)
@@ -81,8 +106,7 @@ static _Noreturn void execute(const struct run_job *job)
     (void)sigprocmask(SIG_SETMASK, &job->mask, NULL);
     (void)execvp(argv[0], argv);
     int error = errno;
-    /* ENOENT of a file that is there: the interpreter that it names is not. */
-    bool found = error != ENOENT || is_there(argv[0]);
+    bool found = was_found(argv[0], error);
     if (!found)
         say("%s: no such command", argv[0]);
     else
