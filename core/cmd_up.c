@@ -24,6 +24,7 @@
 #include "core/gateway.h"
 #include "core/leak_guard.h"
 #include "core/probe.h"
+#include "core/resolved.h"
 #include "core/rp_filter.h"
 #include "core/say.h"
 #include "core/up_watch.h"
@@ -118,10 +119,35 @@ static struct addr resolver_address(const struct options *o)
     return a;
 }
 
+static bool captures_some(const struct options *o)
+{
+    return o->up.include_uids.count > 0 || o->up.include_cgroups.count > 0;
+}
+
+/*
+ * Hand systemd-resolved over, where it runs. True when it is all that programs ask. Where only some
+ * are captured it is not: it would ask for all of them.
+ */
+static bool take_resolved(struct up *up)
+{
+    if (captures_some(&up->options) || access(RESOLVED_UPSTREAM, F_OK) != 0)
+        return false;
+    if (!note(up, journal_note(up->journal, "resolved %d", up->ifindex)))
+        return false;
+    return resolved_take(up->ifindex, &up->resolvconf.server) == 0 &&
+           resolved_is_resolver(up->resolvconf.path);
+}
+
 static bool hand_over_dns(struct up *up)
 {
-    if (!up->options.up.dns_setup)
+    bool wanted = up->options.up.dns_setup;
+    up->leave_resolvconf = !wanted || take_resolved(up);
+    if (!wanted && !up->upstream[0]) /* our own look-ups follow it */
+        (void)strcpy(up->upstream, up->resolvconf.path);
+    if (up->leave_resolvconf)
         return true;
+    if (!up->upstream[0])
+        (void)resolvconf_target(up->resolvconf.path, up->upstream);
     int error = resolvconf_install(&up->resolvconf, up->journal);
     if (error == 0)
         return true;
@@ -207,6 +233,22 @@ static bool resolve_proxy(const struct options *o)
     return error == NULL;
 }
 
+/*
+ * What our own look-ups, of the proxy's name, ask. A resolver on this machine whose own queries are
+ * captured would ask us in turn: of systemd-resolved we know whom it asks.
+ */
+static bool save_resolvers(struct up *up)
+{
+    const struct resolvconf *r = &up->resolvconf;
+    int error = resolvconf_save(r);
+    if (error == 0 && !captures_some(&up->options) && resolved_is_resolver(r->path) &&
+        resolvconf_copy_others(RESOLVED_UPSTREAM, r) == 0)
+        (void)strcpy(up->upstream, RESOLVED_UPSTREAM);
+    if (error < 0)
+        say("cannot copy %s to %s: %s", r->path, r->copy, strerror(-error));
+    return error == 0;
+}
+
 static bool prepare(struct up *up)
 {
     int error = 0;
@@ -215,13 +257,8 @@ static bool prepare(struct up *up)
         say("cannot talk to the kernel over rtnetlink: %s", strerror(-error));
         return false;
     }
-    if (!clean_up_after_killed(up) || !resolve_proxy(&up->options))
+    if (!clean_up_after_killed(up) || !resolve_proxy(&up->options) || !save_resolvers(up))
         return false;
-    error = resolvconf_save(&up->resolvconf);
-    if (error < 0) {
-        say("cannot copy %s to %s: %s", up->resolvconf.path, up->resolvconf.copy, strerror(-error));
-        return false;
-    }
     up->journal = journal_open(up->state.journal, &error);
     if (!up->journal)
         say("cannot write %s: %s", up->state.journal, strerror(-error));

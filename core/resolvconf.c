@@ -201,6 +201,42 @@ int resolvconf_save(const struct resolvconf *r)
     return error;
 }
 
+int resolvconf_copy_others(const char *from, const struct resolvconf *r)
+{
+    char ours[ADDR_TEXT_MAX + 16];
+    char address[ADDR_TEXT_MAX];
+    size_t size = 0;
+    int error = 0;
+    char *text = read_file(from, &size, &error);
+    if (!text)
+        return error;
+    (void)snprintf(ours, sizeof(ours), "nameserver %s", addr_format(&r->server, address));
+    size_t kept = 0;
+    for (const char *line = text; *line;) {
+        size_t len = strcspn(line, "\n");
+        size_t whole = len + (line[len] == '\n');
+        if (len != strlen(ours) || memcmp(line, ours, len) != 0) {
+            memmove(text + kept, line, whole);
+            kept += whole;
+        }
+        line += whole;
+    }
+    error = copy_text(r, text, kept);
+    free(text);
+    return error;
+}
+
+bool resolvconf_target(const char *path, char out[RESOLVCONF_PATH_MAX])
+{
+    struct stat st;
+    char *target = lstat(path, &st) == 0 && S_ISLNK(st.st_mode) ? realpath(path, NULL) : NULL;
+    bool fits = target && strlen(target) < RESOLVCONF_PATH_MAX;
+    if (fits)
+        (void)strcpy(out, target);
+    free(target);
+    return fits;
+}
+
 /* The new file and the old one trade names. -errno where the file system cannot, or must not. */
 static int exchange(const char *path, const char *other, const char *text, size_t size)
 {

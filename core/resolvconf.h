@@ -41,6 +41,10 @@ size_t resolvconf_compose(const char *old, const struct addr *server, char *out,
 
 /* Copy the file as it is to `copy` (made anew in one step). 0 or -errno; no file: an empty copy. */
 int resolvconf_save(const struct resolvconf *r);
+/* Copy the file `from` to `copy` without the line that names `server`. 0 or -errno. */
+int resolvconf_copy_others(const char *from, const struct resolvconf *r);
+/* The file that a symbolic link at `path` leads to, into `out`; false where it is no link. */
+bool resolvconf_target(const char *path, char out[RESOLVCONF_PATH_MAX]);
 /*
  * Copy and replace the file, journalled. 0 or -errno. Harmless when the file is ours; one that
  * was written by others since is taken for the old one from now on.

@@ -14,6 +14,7 @@
 #include "core/journal.h"
 #include "core/leak_guard.h"
 #include "core/resolvconf.h"
+#include "core/resolved.h"
 #include "core/routing.h"
 #include "core/say.h"
 #include "core/sysctl.h"
@@ -161,6 +162,13 @@ static int undo_address(char *const *words)
     return error == -EADDRNOTAVAIL ? 0 : error;
 }
 
+/* Where it has gone meanwhile its settings have too. */
+static int undo_resolved(char *const *words)
+{
+    int error = resolved_revert((int)strtol(words[1], NULL, 10));
+    return error == -ENOENT ? 0 : error;
+}
+
 static int undo_record(const struct undo *u, char *const *words, int count)
 {
     if (count == 2 && strcmp(words[0], "routing") == 0)
@@ -169,6 +177,8 @@ static int undo_record(const struct undo *u, char *const *words, int count)
         return sysctl_restore(words[1], words[2]);
     if (count == 3 && strcmp(words[0], "resolvconf") == 0)
         return resolvconf_restore(words[1], words[2]);
+    if (count == 2 && strcmp(words[0], "resolved") == 0)
+        return undo_resolved(words);
     if (count == 1 && strcmp(words[0], "nft") == 0)
         return leak_guard_remove();
     if (count == 2 && strcmp(words[0], "device") == 0)

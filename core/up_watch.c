@@ -42,7 +42,7 @@ bool up_watch_open(struct up *up)
     sigset_t set = watched_signals();
     up->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     up->events_fd = route_events_open();
-    up->watch_fd = up->options.up.dns_setup ? resolvconf_watch(up->resolvconf.path) : -1;
+    up->watch_fd = resolvconf_watch(up->resolvconf.path);
     if (up->signal_fd >= 0 && up->events_fd >= 0)
         return true;
     say("cannot watch signals and routes: %s", strerror(errno));
@@ -90,18 +90,36 @@ static void on_route_events(struct up *up)
         leak_guard_refresh(up->routes, &up->options, up->tun.device->name);
 }
 
+static void watch_files(const struct up *up)
+{
+    if (up->watch_fd < 0)
+        return;
+    resolvconf_watch_again(up->watch_fd, up->resolvconf.path);
+    if (up->upstream[0])
+        resolvconf_watch_again(up->watch_fd, up->upstream);
+}
+
+static void take_over_again(struct up *up)
+{
+    log_info("%s was rewritten: taking it over again", up->resolvconf.path);
+    int error = resolvconf_install(&up->resolvconf, up->journal);
+    if (error < 0)
+        log_warn("cannot write %s: %s", up->resolvconf.path, strerror(-error));
+}
+
 static void on_resolvconf(struct up *up)
 {
     settle();
     resolvconf_watch_drain(up->watch_fd);
-    if (!resolvconf_is_ours(up->resolvconf.path) && access(up->resolvconf.path, F_OK) == 0) {
-        log_info("%s was rewritten: taking it over again", up->resolvconf.path);
-        int error = resolvconf_install(&up->resolvconf, up->journal);
-        if (error < 0)
-            log_warn("cannot write %s: %s", up->resolvconf.path, strerror(-error));
+    if (up->upstream[0])
+        (void)resolvconf_copy_others(up->upstream, &up->resolvconf);
+    if (!up->leave_resolvconf && access(up->resolvconf.path, F_OK) == 0 &&
+        !resolvconf_is_ours(up->resolvconf.path)) {
+        up->upstream[0] = '\0'; /* what was written now counts */
+        take_over_again(up);
     }
     resolvconf_watch_drain(up->watch_fd);
-    resolvconf_watch_again(up->watch_fd, up->resolvconf.path);
+    watch_files(up);
 }
 
 int up_watch_run(struct up *up)
@@ -112,8 +130,7 @@ int up_watch_run(struct up *up)
         {.fd = up->events_fd, .events = POLLIN},
         {.fd = up->watch_fd, .events = POLLIN},
     };
-    if (up->watch_fd >= 0)
-        resolvconf_watch_again(up->watch_fd, up->resolvconf.path);
+    watch_files(up);
     int error = 0;
     while (error == 0) {
         if (poll(fds, sizeof(fds) / sizeof(fds[0]), -1) < 0)

@@ -29,6 +29,8 @@ struct up {
     uint32_t base; /* priorities and table, core/routing.h; 0: nothing is in place */
     int ifindex;
     struct resolvconf resolvconf;
+    char upstream[RESOLVCONF_PATH_MAX]; /* another file that names the resolvers of before, or "" */
+    bool leave_resolvconf;              /* it is not ours to write */
 
     struct workers *workers; /* NULL: not started */
     int signal_fd, events_fd, watch_fd;

@@ -4,9 +4,9 @@ UP_KILL_STEP=1 tries every stage; by default each run of the test tries some of 
 """
 
 import os
+import random
 import signal
 import subprocess
-import random
 
 import pytest
 
@@ -59,6 +59,8 @@ def test_killed_at_any_stage(desktop, serve, killer, tmp_path, options):
     assert total > 50
     for at in range(1 + random.randrange(STEP), total + 1, STEP):
         status = run_until_killed(desktop, killer, at, tmp_path / "count", *argv)
+        if status == 0 and at > total - 20:
+            break  # it is not always the same number of calls
         assert status == -signal.SIGKILL, f"stage {at} of {total}: status {status}"
         done = desktop.down()
         assert done.returncode == 0, f"stage {at} of {total}: {done.stderr}"

@@ -9,8 +9,7 @@ import time
 
 import pytest
 
-from desktop import Capture, Desktop
-from lab import Culvert
+from desktop import Capture, Desktop, Wrapped
 from netns import Namespace, veth, wait_for
 from test_up import exchange
 from test_up_changes import run_as
@@ -217,33 +216,12 @@ def in_cgroup(desktop, cgroup, host):
     return subprocess.run(["sh", "-c", script], text=True, capture_output=True, timeout=20)
 
 
-class Wrapped:
-    """Starts programs in the desktop's network by another command line."""
-
-    def __init__(self, desktop, *wrapper):
-        self.desktop, self.wrapper = desktop, wrapper
-
-    def popen(self, *argv, **kwargs):
-        process = subprocess.Popen([*self.wrapper, *map(str, argv)], stdin=subprocess.DEVNULL,
-                                   start_new_session=True, **kwargs)
-        self.desktop.space.processes.append(process)
-        return process
-
-
-def start_wrapped(desktop, space, *argv):
-    desktop.assert_harmless()
-    process = Culvert(space, "up", *argv)
-    desktop.processes.append(process)
-    process.wait_ready()
-    return process
-
-
 def start_seeing_cgroups(desktop, *argv):
     """`ip netns exec` mounts another /sys, without cgroups."""
     script = f'mount --bind {desktop.resolv_conf()} /etc/resolv.conf && exec "$@"'
     space = Wrapped(desktop, "nsenter", f"--net=/run/netns/{desktop.space.name}", "unshare", "-m",
                     "setpriv", "--pdeathsig", "KILL", "sh", "-c", script, "sh")
-    return start_wrapped(desktop, space, *argv)
+    return space.up(*argv)
 
 
 def test_excluded_cgroup(desktop, lab, serve, cgroup):
@@ -290,11 +268,11 @@ def test_nftables_missing_is_told(desktop, lab, serve):
     script = f'mount --bind /dev/null {os.path.realpath(library)} && exec "$@"'
     before = desktop.state()
     space = Wrapped(desktop, *desktop.space.argv("sh", "-c", script, "sh"))
-    with start_wrapped(desktop, space, serve.url) as up:
+    with space.up(serve.url) as up:
         assert up.count("no nftables") == 1
         exchange(desktop.space, lab.world4)
     desktop.assert_state(before)
     with pytest.raises(AssertionError, match="need cgroup v2, which is not mounted"):
-        start_wrapped(desktop, space, "--exclude-cgroup", "/no/such", serve.url)
+        space.up("--exclude-cgroup", "/no/such", serve.url)
     desktop.processes[-1].checked = True
     desktop.assert_state(before)
