@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <net/if.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -272,8 +273,8 @@ static void fill_options(struct up *up, const struct options *given)
     if (o->outbound.mark == 0)
         o->outbound.mark = ROUTING_MARK;
     o->resolver_conf = up->state.resolver;
-    (void)strcpy(up->resolvconf.path, RESOLVCONF_DEFAULT);
-    (void)strcpy(up->resolvconf.copy, up->state.resolver);
+    (void)snprintf(up->resolvconf.path, sizeof(up->resolvconf.path), "%s", RESOLVCONF_DEFAULT);
+    (void)snprintf(up->resolvconf.copy, sizeof(up->resolvconf.copy), "%s", up->state.resolver);
     up->resolvconf.server = resolver_address(o);
 }
 

@@ -56,7 +56,7 @@ bool nft_find_cgroup(const char *mount, const char *name, struct nft_cgroup *out
     const char *prefix = mount + root_len;
     prefix += strspn(prefix, "/");
     int n = snprintf(out->path, sizeof(out->path), "%s%s%s", prefix, *prefix ? "/" : "", name);
-    if (*name == '\0' || n < 0 || (size_t)n >= sizeof(out->path))
+    if (*name == '\0' || n <= 0 || (size_t)n >= sizeof(out->path))
         return false;
     while (out->path[n - 1] == '/')
         out->path[--n] = '\0';
@@ -261,7 +261,7 @@ static bool open_library(struct library *lib)
 /* In the child. Its exit status is 0, or the errno that the parent returns. */
 static int run_here(const char *script, int why_fd)
 {
-    struct library lib;
+    struct library lib = {0};
     if (!open_library(&lib))
         return ENOSYS;
     struct nft_ctx *ctx = lib.ctx_new(0);

@@ -290,7 +290,7 @@ static bool parse_uid_range(const char *value, struct uid_range *out)
         out->last = out->first;
         return true;
     }
-    if (value[len] == '-' && len < sizeof(first)) {
+    if (len < sizeof(first) && value[len] == '-') {
         memcpy(first, value, len);
         first[len] = '\0';
         if (parse_uid(first, &out->first) && parse_uid(value + len + 1, &out->last))

@@ -193,7 +193,7 @@ static int undo_record(const struct undo *u, char *const *words, int count)
 static void on_record(void *arg, char *record)
 {
     struct undo *u = arg;
-    char *words[WORDS_MAX];
+    char *words[WORDS_MAX] = {NULL};
     char whole[JOURNAL_RECORD_MAX];
     (void)snprintf(whole, sizeof(whole), "%s", record);
     int error = undo_record(u, words, split(record, words));
