@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "core/process.h"
@@ -60,6 +61,7 @@ static struct device *take_device(const struct run_job *job)
 struct relay {
     struct run_job *job;
     const struct device *device;
+    bool ready; /* the command is on its way */
 };
 
 /* From here on stderr is the pipe. */
@@ -85,20 +87,31 @@ static int announce(void *arg)
     if (send(r->job->handover[0], &ready, 1, MSG_NOSIGNAL) != 1)
         return -errno;
     run_close(&r->job->handover[0]);
+    r->ready = true;
     return 0;
 }
 
-static int relay(struct run_job *job)
+static int relay(struct relay *r)
 {
-    struct device *device = take_device(job);
+    struct device *device = take_device(r->job);
     if (!device)
         return EXIT_REFUSED;
-    struct relay r = {.job = job, .device = device};
-    int error = worker_run(device, job->options, announce, &r);
+    r->device = device;
+    int error = worker_run(device, r->job->options, announce, r);
     if (error < 0)
         say("cannot relay: %s", strerror(-error));
     device_close(device);
     return error == 0 ? EXIT_STOPPED : EXIT_REFUSED;
+}
+
+/*
+ * No zombie for an init that may not care (containers). A command that was never told to begin
+ * ends by itself, and the reaper with it; else the reaper has ended, or is not to be waited for.
+ */
+static void collect(struct relay *r, pid_t reaper)
+{
+    run_close(&r->job->handover[0]);
+    (void)waitpid(reaper, NULL, r->ready ? WNOHANG : 0);
 }
 
 int run_relay(struct run_job *job)
@@ -118,5 +131,8 @@ int run_relay(struct run_job *job)
     }
     leave_session();
     process_prepare_relay();
-    return relay(job);
+    struct relay r = {.job = job};
+    int status = relay(&r);
+    collect(&r, reaper);
+    return status;
 }

@@ -48,11 +48,11 @@ bool sandbox_check(void)
         close(fd);
         return true;
     }
-    if (errno == EACCES || errno == EPERM)
+    if (errno == EACCES)
         say("/dev/net/tun is not open to this user: as root, chmod 666 /dev/net/tun (as most "
             "distributions have it), or run culvert as root");
     else
-        say("/dev/net/tun is missing (%s): as root, modprobe tun, or give the container that "
+        say("/dev/net/tun is not to be had (%s): as root, modprobe tun, or give the container that "
             "device",
             strerror(errno));
     return false;

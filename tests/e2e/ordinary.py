@@ -18,7 +18,7 @@ import struct
 from lab import CULVERT, FINDINGS, SANITIZER_ENV
 from netns import wait_for
 
-UID = GID = 12345
+UID = GID = 100000 + os.getpid()  # several test runs at a time stay apart
 PREPARE = 'mount --bind "$0" /dev/net/tun || exit 99; '
 AS_USER = f"exec setpriv --reuid {UID} --regid {GID} --clear-groups --pdeathsig KILL -- \"$@\""
 NOISE = re.compile(r"^culvert: (ready|warn|info|debug)")
