@@ -24,6 +24,7 @@
 
 #include "core/gateway.h"
 #include "core/leak_guard.h"
+#include "core/local_proxy.h"
 #include "core/probe.h"
 #include "core/resolved.h"
 #include "core/rp_filter.h"
@@ -234,6 +235,17 @@ static bool resolve_proxy(const struct options *o)
     return error == NULL;
 }
 
+/* Only a warning: it may reach the world in ways that we do not see. */
+static void warn_of_loop(const struct options *o)
+{
+    uint32_t uid = 0;
+    if (local_proxy_would_loop(o, &uid))
+        log_warn("the proxy on this machine runs as user %u, whose traffic is captured: it would "
+                 "be its own client; keep it out by --exclude-uid %u, or by --bypass with where "
+                 "it connects to",
+                 uid, uid);
+}
+
 /*
  * What our own look-ups, of the proxy's name, ask. A resolver on this machine whose own queries are
  * captured would ask us in turn: of systemd-resolved we know whom it asks.
@@ -260,6 +272,7 @@ static bool prepare(struct up *up)
     }
     if (!clean_up_after_killed(up) || !resolve_proxy(&up->options) || !save_resolvers(up))
         return false;
+    warn_of_loop(&up->options);
     up->journal = journal_open(up->state.journal, &error);
     if (!up->journal)
         say("cannot write %s: %s", up->state.journal, strerror(-error));

@@ -1,6 +1,7 @@
 """`culvert up` on a desktop: what is captured, what stays direct, and that all of it comes back."""
 
 import signal
+import socket
 
 import pytest
 
@@ -26,7 +27,7 @@ def up(desktop, serve):
 def exchange(space, host, port=7, payload=b"hello"):
     with space.connect(host, port, timeout=5) as sock:
         sock.sendall(payload)
-        got = sock.recv(100)
+        got = sock.recv(len(payload), socket.MSG_WAITALL)
     assert got == payload
 
 
