@@ -48,6 +48,8 @@ static int run_command(const struct options *o)
         return command_down(o);
     case COMMAND_RUN:
         return command_run(o);
+    case COMMAND_CHECK:
+        return command_check(o);
     case COMMAND_NONE:
         break;
     }

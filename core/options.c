@@ -271,6 +271,23 @@ static bool parse_endpoints(struct parse *p, const struct option_spec *spec, con
     return true;
 }
 
+static bool parse_host(struct parse *p, const struct option_spec *spec, const char *value,
+                       struct host_port *out)
+{
+    if (host_port_parse(value, spec->port, out))
+        return true;
+    return fail(p, "--%s %.60s: must be a host, with or without a port, such as %.*s", spec->name,
+                value, (int)strcspn(spec->fallback, " "), spec->fallback);
+}
+
+static bool parse_hosts(struct parse *p, const struct option_spec *spec, const char *value)
+{
+    struct host_port_list *list = field_of(p, spec);
+    if (list->count == OPTIONS_LIST_MAX)
+        return fail(p, "--%s: at most %d may be given", spec->name, OPTIONS_LIST_MAX);
+    return parse_host(p, spec, value, &list->items[list->count]) && ++list->count > 0;
+}
+
 static bool parse_uid(const char *text, uint32_t *out)
 {
     size_t digits = strspn(text, "0123456789");
@@ -369,6 +386,10 @@ static bool parse_value(struct parse *p, const struct option_spec *spec, const c
         return parse_endpoint(p, spec, value, field_of(p, spec));
     case OPTION_ENDPOINTS:
         return parse_endpoints(p, spec, value);
+    case OPTION_HOST:
+        return parse_host(p, spec, value, field_of(p, spec));
+    case OPTION_HOSTS:
+        return parse_hosts(p, spec, value);
     case OPTION_UIDS:
         return parse_uids(p, spec, value);
     case OPTION_PATHS:
@@ -593,6 +614,16 @@ static bool read_run(struct parse *p)
     return true;
 }
 
+static bool check_targets(struct parse *p)
+{
+    const struct check_options *c = &p->out->check;
+    if (!addr_is_v4(&c->v4.addr) || c->v4.port == 0)
+        return fail(p, "--target-v4: must be an IPv4 address, with a port where it is not 80");
+    if (addr_is_v4(&c->v6.addr) || c->v6.port == 0)
+        return fail(p, "--target-v6: must be an IPv6 address, with a port where it is not 80");
+    return true;
+}
+
 static bool read_proxy(struct parse *p)
 {
     const char *where = p->proxy_text ? "PROXY_URL" : "ALL_PROXY";
@@ -620,6 +651,8 @@ static enum options_verdict read_everything(struct parse *p)
     if (!apply_defaults(p))
         return OPTIONS_BAD;
     if (p->command->command == COMMAND_RUN && !read_run(p))
+        return OPTIONS_BAD;
+    if (p->command->command == COMMAND_CHECK && !check_targets(p))
         return OPTIONS_BAD;
     if (p->command->wants_proxy && !read_proxy(p))
         return OPTIONS_BAD;

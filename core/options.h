@@ -15,12 +15,21 @@
 #include "core/base/log.h"
 #include "core/dns.h"
 #include "core/flows.h"
+#include "core/host_port.h"
 #include "core/resolver.h"
 #include "socks/url.h"
 
 enum { OPTIONS_LIST_MAX = 16, OPTIONS_ERROR_MAX = 320 };
 
-enum command { COMMAND_NONE, COMMAND_TUN, COMMAND_SERVE, COMMAND_UP, COMMAND_DOWN, COMMAND_RUN };
+enum command {
+    COMMAND_NONE,
+    COMMAND_TUN,
+    COMMAND_SERVE,
+    COMMAND_UP,
+    COMMAND_DOWN,
+    COMMAND_RUN,
+    COMMAND_CHECK,
+};
 enum icmp_mode { ICMP_DROP, ICMP_REPLY };
 
 struct cidr_list {
@@ -45,6 +54,19 @@ struct uid_list {
 struct path_list {
     const char *items[OPTIONS_LIST_MAX]; /* belong to argv */
     size_t count;
+};
+
+struct host_port_list {
+    struct host_port items[OPTIONS_LIST_MAX];
+    size_t count;
+};
+
+/* What `check` tries to reach through the proxy. */
+struct check_options {
+    bool json;
+    struct host_port host;
+    struct endpoint v4, v6;
+    struct host_port_list stun;
 };
 
 /* Who and what `up` captures, and how the machine is set up for it. */
@@ -99,6 +121,7 @@ struct options {
     const char *resolver_conf; /* where the proxy's name is resolved; NULL: /etc/resolv.conf */
     struct up_options up;
     struct run_options run;
+    struct check_options check;
 
     /* serve */
     struct endpoint_list listens;

@@ -7,6 +7,7 @@
 #define UP    (1u << COMMAND_UP)
 #define DOWN  (1u << COMMAND_DOWN)
 #define RUN   (1u << COMMAND_RUN)
+#define CHECK (1u << COMMAND_CHECK)
 
 #define FIELD(member) offsetof(struct options, member)
 
@@ -29,7 +30,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_LINK,
         .argument = "NAME",
         .fallback = "culvert0",
-        .commands = TUN | UP | RUN,
+        .commands = TUN | UP | RUN | CHECK,
         .offset = FIELD(tun_name),
         .help = "Name of the TUN device. It is created and vanishes with culvert; a persistent "
                 "device of that name is taken over and left as it was found.",
@@ -62,7 +63,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_CIDR,
         .argument = "CIDR",
         .fallback = DEFAULT_ADDRESSES,
-        .commands = TUN | UP | RUN,
+        .commands = TUN | UP | RUN | CHECK,
         .offset = FIELD(addresses),
         .help = "An address of the device with its range, IPv4 or IPv6. Repeatable; replaces the "
                 "defaults.",
@@ -83,7 +84,7 @@ const struct option_spec option_table[] = {
         .argument = "fake|tcp|relay",
         .fallback = "fake",
         .choices = dns_choices,
-        .commands = TUN | UP | RUN,
+        .commands = TUN | UP | RUN | CHECK,
         .offset = FIELD(dns),
         .help = "What happens to DNS queries to any address. fake: A and AAAA are answered from "
                 "the fake range and the name goes to the proxy, other types go over TCP through "
@@ -95,7 +96,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_ENDPOINT,
         .argument = "ADDR[:PORT]",
         .fallback = "1.1.1.1",
-        .commands = TUN | UP | RUN,
+        .commands = TUN | UP | RUN | CHECK,
         .offset = FIELD(dns_server),
         .port = 53,
         .help = "The resolver that is asked over TCP, through the proxy.",
@@ -104,7 +105,7 @@ const struct option_spec option_table[] = {
         .name = "fake-range",
         .kind = OPTION_CIDR,
         .argument = "CIDR",
-        .commands = TUN | UP | RUN,
+        .commands = TUN | UP | RUN | CHECK,
         .offset = FIELD(fake_ranges),
         .help = "A range that fake addresses come from, IPv4 or IPv6. Repeatable. Default: the "
                 "ranges of --address.",
@@ -115,7 +116,7 @@ const struct option_spec option_table[] = {
         .argument = "associate|block",
         .fallback = "associate",
         .choices = udp_choices,
-        .commands = TUN | UP | RUN,
+        .commands = TUN | UP | RUN | CHECK,
         .offset = FIELD(limits.udp_mode),
         .help = "associate: UDP goes through the proxy (UDP ASSOCIATE). block: it is answered "
                 "with ICMP port unreachable at once, so that applications fall back to TCP.",
@@ -174,6 +175,56 @@ const struct option_spec option_table[] = {
                 "example.",
     },
     {
+        .name = "json",
+        .kind = OPTION_FLAG,
+        .commands = CHECK,
+        .offset = FIELD(check.json),
+        .help = "Write the result to stdout as one JSON object.",
+    },
+    {
+        .name = "target-host",
+        .kind = OPTION_HOST,
+        .argument = "HOST[:PORT]",
+        .fallback = "example.com:80",
+        .commands = CHECK,
+        .offset = FIELD(check.host),
+        .port = 80,
+        .help = "The host that is reached through the proxy by its name. It must answer an HTTP "
+                "request, with whatever.",
+    },
+    {
+        .name = "target-v4",
+        .kind = OPTION_ENDPOINT,
+        .argument = "ADDR[:PORT]",
+        .fallback = "1.1.1.1:80",
+        .commands = CHECK,
+        .offset = FIELD(check.v4),
+        .port = 80,
+        .help = "The host that is reached through the proxy by its IPv4 address.",
+    },
+    {
+        .name = "target-v6",
+        .kind = OPTION_ENDPOINT,
+        .argument = "ADDR[:PORT]",
+        .fallback = "[2606:4700:4700::1111]:80",
+        .commands = CHECK,
+        .offset = FIELD(check.v6),
+        .port = 80,
+        .help = "The host that is reached through the proxy by its IPv6 address.",
+    },
+    {
+        .name = "stun",
+        .kind = OPTION_HOSTS,
+        .argument = "HOST[:PORT]",
+        .fallback = "stun.l.google.com:19302 stun.cloudflare.com:3478",
+        .commands = CHECK,
+        .offset = FIELD(check.stun),
+        .port = 3478,
+        .help = "A STUN server that tells what the proxy does to UDP ports. Repeatable: two tell "
+                "whether all destinations see the same port; one with a second address (RFC 5780) "
+                "tells also whether strangers' answers arrive.",
+    },
+    {
         .name = "listen",
         .kind = OPTION_ENDPOINTS,
         .argument = "ADDR[:PORT]",
@@ -196,7 +247,7 @@ const struct option_spec option_table[] = {
         .name = "mark",
         .kind = OPTION_NUMBER,
         .argument = "N",
-        .commands = TUN | UP | RUN | SERVE,
+        .commands = TUN | UP | RUN | SERVE | CHECK,
         .offset = FIELD(outbound.mark),
         .max = UINT32_MAX,
         .help = "Firewall mark of every socket that culvert opens itself, decimal or 0x "
@@ -206,7 +257,7 @@ const struct option_spec option_table[] = {
         .name = "bind-interface",
         .kind = OPTION_LINK,
         .argument = "IF",
-        .commands = TUN | UP | RUN | SERVE,
+        .commands = TUN | UP | RUN | SERVE | CHECK,
         .offset = FIELD(outbound.bind_interface),
         .help = "Network interface that every socket that culvert opens itself is bound to.",
     },
@@ -222,7 +273,7 @@ const struct option_spec option_table[] = {
         .name = "bypass",
         .kind = OPTION_CIDR,
         .argument = "CIDR",
-        .commands = UP,
+        .commands = UP | CHECK,
         .offset = FIELD(up.bypass),
         .help = "Packets to this range do not go through the proxy. Repeatable. DNS queries do "
                 "all the same.",
@@ -241,7 +292,7 @@ const struct option_spec option_table[] = {
         .name = "include-uid",
         .kind = OPTION_UIDS,
         .argument = "UID|FIRST-LAST|USER",
-        .commands = UP,
+        .commands = UP | CHECK,
         .offset = FIELD(up.include_uids),
         .help = "Only the traffic of this user, or this range of users, goes through the proxy. "
                 "Repeatable.",
@@ -250,7 +301,7 @@ const struct option_spec option_table[] = {
         .name = "exclude-uid",
         .kind = OPTION_UIDS,
         .argument = "UID|FIRST-LAST|USER",
-        .commands = UP,
+        .commands = UP | CHECK,
         .offset = FIELD(up.exclude_uids),
         .help = "The traffic of this user, or this range of users, does not go through the proxy. "
                 "Repeatable; wins over --include-uid. A proxy that runs on this machine needs it.",
@@ -259,7 +310,7 @@ const struct option_spec option_table[] = {
         .name = "include-cgroup",
         .kind = OPTION_PATHS,
         .argument = "PATH",
-        .commands = UP,
+        .commands = UP | CHECK,
         .offset = FIELD(up.include_cgroups),
         .help = "Only the traffic of programs in this cgroup (v2), and of those included "
                 "otherwise, goes through the proxy. PATH is its folder, below the cgroup v2 mount "
@@ -269,7 +320,7 @@ const struct option_spec option_table[] = {
         .name = "exclude-cgroup",
         .kind = OPTION_PATHS,
         .argument = "PATH",
-        .commands = UP,
+        .commands = UP | CHECK,
         .offset = FIELD(up.exclude_cgroups),
         .help = "The traffic of programs in this cgroup (v2) does not go through the proxy. "
                 "Repeatable; wins over what is included. Wants nftables.",
@@ -277,7 +328,7 @@ const struct option_spec option_table[] = {
     {
         .name = "gateway",
         .kind = OPTION_FLAG,
-        .commands = UP,
+        .commands = UP | CHECK,
         .offset = FIELD(up.gateway),
         .help = "Forward for other hosts, containers and virtual machines that have this machine "
                 "as their gateway, through the proxy. Without it what is forwarded goes where it "
@@ -306,7 +357,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_NUMBER,
         .argument = "SECONDS",
         .fallback = "10",
-        .commands = TUN | UP | RUN | SERVE,
+        .commands = TUN | UP | RUN | SERVE | CHECK,
         .offset = FIELD(outbound.connect_timeout_ms),
         .min = 1,
         .max = 3600,
@@ -343,7 +394,7 @@ const struct option_spec option_table[] = {
         .argument = "error|warn|info|debug|trace",
         .fallback = "info",
         .choices = log_choices,
-        .commands = TUN | UP | RUN | DOWN | SERVE,
+        .commands = TUN | UP | RUN | DOWN | SERVE | CHECK,
         .offset = FIELD(log_level),
         .help = "How much is logged.",
     },
@@ -351,7 +402,7 @@ const struct option_spec option_table[] = {
         .name = "log-file",
         .kind = OPTION_PATH,
         .argument = "FILE",
-        .commands = TUN | UP | RUN | DOWN | SERVE,
+        .commands = TUN | UP | RUN | DOWN | SERVE | CHECK,
         .offset = FIELD(log_file),
         .help = "Append the log to FILE instead of writing it to stderr.",
     },
@@ -421,6 +472,22 @@ const struct command_spec command_table[] = {
             "command, 126 where it cannot be executed; 1 and 2 as below.\n"
             "Wants user namespaces and /dev/net/tun readable and writable for the user, or "
             "root.",
+    },
+    {
+        .name = "check",
+        .command = COMMAND_CHECK,
+        .wants_proxy = true,
+        .usage = "[options] PROXY_URL",
+        .summary = "what can this proxy do, step by step, with remedies",
+        .help = "Tries what culvert up and culvert run need of the proxy and of this machine, one "
+                "step after the other, each within --connect-timeout, and changes nothing. Give it "
+                "the options that up would get.\n"
+                "A step is ok; warn, where something is limited but up works; fail, where up would "
+                "not work; or skipped, where it makes no sense.\n"
+                "PROXY_URL is socks5://[USER[:PASSWORD]@]HOST[:PORT], or direct://; without it the "
+                "environment's ALL_PROXY or all_proxy counts.\n"
+                "Exit status: 0 only if what up needs works, 1 where a step has failed, 2 where "
+                "the command line is wrong. Run it as root, as up is.",
     },
     {
         .name = "serve",

@@ -18,6 +18,8 @@ enum option_kind {
     OPTION_CIDR,        /* struct cidr_list: repeatable */
     OPTION_ENDPOINT,    /* struct endpoint: ADDR[:PORT], port `port` where left out */
     OPTION_ENDPOINTS,   /* struct endpoint_list: the same, repeatable */
+    OPTION_HOST,        /* struct host_port: HOST[:PORT], a name or an address */
+    OPTION_HOSTS,       /* struct host_port_list: the same, repeatable */
     OPTION_UIDS,        /* struct uid_list: UID, FIRST-LAST or a user's name, repeatable */
     OPTION_PATHS,       /* struct path_list: not empty, repeatable */
     OPTION_CREDENTIALS, /* struct auth_option: USER:PASSWORD */
@@ -34,7 +36,7 @@ struct option_spec {
     size_t offset;              /* into struct options */
     uint64_t min, max;          /* OPTION_NUMBER */
     uint32_t scale;             /* OPTION_NUMBER; 0 is 1 */
-    uint16_t port;              /* OPTION_ENDPOINT(S) */
+    uint16_t port;              /* OPTION_ENDPOINT(S), OPTION_HOST(S) */
     const char *help;           /* full sentences */
 };
 

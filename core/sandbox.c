@@ -83,21 +83,19 @@ static long read_sysctl(const char *path)
     return n > 0 ? strtol(text, NULL, 10) : -1;
 }
 
-static void explain_namespaces(int error)
+const char *sandbox_remedy(int error)
 {
-    const char *remedy = "allow them where this runs (a chroot, or a container's seccomp policy)";
     if (error == ENOSPC || error == EUSERS)
-        remedy = "as root, raise the limits sysctl user.max_user_namespaces, max_net_namespaces "
-                 "and max_mnt_namespaces";
-    else if (error == EINVAL || error == ENOSYS)
-        remedy = "use a kernel that has them (CONFIG_USER_NS, CONFIG_NET_NS)";
-    else if (read_sysctl("/proc/sys/kernel/unprivileged_userns_clone") == 0)
-        remedy = "as root, sysctl kernel.unprivileged_userns_clone=1";
-    else if (read_sysctl("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == 1)
-        remedy = "as root, give culvert an AppArmor profile with \"userns,\", or sysctl "
-                 "kernel.apparmor_restrict_unprivileged_userns=0";
-    say("user namespaces are refused here (%s): %s, or run culvert as root", strerror(error),
-        remedy);
+        return "as root, raise the limits sysctl user.max_user_namespaces, max_net_namespaces "
+               "and max_mnt_namespaces";
+    if (error == EINVAL || error == ENOSYS)
+        return "use a kernel that has them (CONFIG_USER_NS, CONFIG_NET_NS)";
+    if (read_sysctl("/proc/sys/kernel/unprivileged_userns_clone") == 0)
+        return "as root, sysctl kernel.unprivileged_userns_clone=1";
+    if (read_sysctl("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == 1)
+        return "as root, give culvert an AppArmor profile with \"userns,\", or sysctl "
+               "kernel.apparmor_restrict_unprivileged_userns=0";
+    return "allow them where this runs (a chroot, or a container's seccomp policy)";
 }
 
 /* Write a short file at once, as /proc wants it. 0 or -errno. */
@@ -136,15 +134,21 @@ static int enter_user_namespace(void)
     return error;
 }
 
-static bool enter_namespaces(void)
+int sandbox_unshare(void)
 {
     int error = is_privileged() ? 0 : enter_user_namespace();
     if (error == 0 && unshare(CLONE_NEWNS | CLONE_NEWNET) != 0)
         error = -errno;
-    if (error == 0)
-        return true;
-    explain_namespaces(-error);
-    return false;
+    return error;
+}
+
+static bool enter_namespaces(void)
+{
+    int error = sandbox_unshare();
+    if (error < 0)
+        say("user namespaces are refused here (%s): %s, or run culvert as root", strerror(-error),
+            sandbox_remedy(-error));
+    return error == 0;
 }
 
 /* --- the network ------------------------------------------------------------------------------ */

@@ -14,6 +14,14 @@
 bool sandbox_check(void);
 
 /*
+ * Move the calling process, which has one thread, into a mount and a network namespace of its own,
+ * by way of a user namespace where it is not privileged. 0 or -errno.
+ */
+int sandbox_unshare(void);
+/* What to do where that is refused with the errno `error`. */
+const char *sandbox_remedy(int error);
+
+/*
  * Move the calling process, which has one thread, into new namespaces and open the device there:
  * `setup->options` say how, `setup->device` is open afterwards. The process has all capabilities
  * over these namespaces until it executes another program; user and group ids, the working

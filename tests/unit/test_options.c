@@ -248,6 +248,35 @@ static void test_help_and_version(void **state)
     assert_true(strlen(options_version()) > 0);
 }
 
+static void test_check(void **state)
+{
+    (void)state;
+    static struct line l;
+    char text[ENDPOINT_TEXT_MAX];
+    parse_good(&l, "culvert check socks5://a.test");
+    const struct check_options *c = &l.options.check;
+    assert_int_equal(l.options.command, COMMAND_CHECK);
+    assert_false(c->json);
+    assert_string_equal(c->host.name, "example.com");
+    assert_int_equal(c->host.port, 80);
+    assert_string_equal(endpoint_format(&c->v4, text), "1.1.1.1:80");
+    assert_string_equal(endpoint_format(&c->v6, text), "[2606:4700:4700::1111]:80");
+    assert_int_equal(c->stun.count, 2);
+    assert_string_equal(c->stun.items[0].name, "stun.l.google.com");
+    assert_int_equal(c->stun.items[0].port, 19302);
+    parse_good(&l, "culvert check --json --stun 192.0.2.1 --stun [2001:db8::1]:5 --stun s.test "
+                   "--target-host w.test --target-v4 192.0.2.7 --exclude-uid 7 socks5://a.test");
+    assert_true(c->json);
+    assert_int_equal(c->stun.count, 3);
+    assert_true(c->stun.items[0].is_addr && c->stun.items[1].is_addr && !c->stun.items[2].is_addr);
+    assert_int_equal(c->stun.items[0].port, 3478);
+    assert_int_equal(c->stun.items[1].port, 5);
+    assert_string_equal(c->stun.items[1].name, "2001:db8::1");
+    assert_string_equal(c->stun.items[2].name, "s.test");
+    assert_string_equal(endpoint_format(&c->v4, text), "192.0.2.7:80");
+    assert_int_equal(l.options.up.exclude_uids.items[0].first, 7);
+}
+
 /* Every option that has a default can have it said to it: the table is consistent. */
 static void test_table_is_consistent(void **state)
 {
@@ -266,6 +295,7 @@ static void test_table_is_consistent(void **state)
             {COMMAND_TUN, "tun", " direct://"},
             {COMMAND_UP, "up", " direct://"},
             {COMMAND_SERVE, "serve", ""},
+            {COMMAND_CHECK, "check", " direct://"},
         };
         size_t c = 0;
         while (!(spec->commands & (1u << commands[c].command)))
@@ -289,6 +319,14 @@ static void test_refused(void **state)
         const char *says; /* a part of the error */
     } cases[] = {
         {"culvert", "no command"},
+        {"culvert check", "check wants a PROXY_URL"},
+        {"culvert check --target-v4 [::1]:80 direct://", "--target-v4: must be an IPv4 address"},
+        {"culvert check --target-v6 192.0.2.1 direct://", "--target-v6: must be an IPv6 address"},
+        {"culvert check --target-v4 192.0.2.1:0 direct://", "--target-v4"},
+        {"culvert check --target-host http://a.test/ direct://", "--target-host http://a.test/"},
+        {"culvert check --stun a.test:0 direct://", "such as stun."},
+        {"culvert check --json=yes direct://", "--json takes no value"},
+        {"culvert check --kill-switch direct://", "check has no option --kill-switch"},
         {"culvert frobnicate", "unknown command frobnicate"},
         {"culvert up", "up wants a PROXY_URL"},
         {"culvert up --bypass 10.0.0.0/33 direct://", "--bypass"},
@@ -499,6 +537,7 @@ int main(void)
         cmocka_unit_test(test_serve),
         cmocka_unit_test(test_up),
         cmocka_unit_test(test_run),
+        cmocka_unit_test(test_check),
         cmocka_unit_test(test_help_and_version),
         cmocka_unit_test(test_table_is_consistent),
         cmocka_unit_test(test_refused),
