@@ -24,7 +24,7 @@
 #include "core/process.h"
 #include "core/sandbox.h"
 #include "core/say.h"
-#include "core/worker.h"
+#include "core/workers.h"
 
 enum { NAMESPACE_TEXT_MAX = 320 };
 
@@ -146,7 +146,7 @@ static int relay(struct attach *a)
     int error = 0;
     a->device = device_tun_adopt(fd, o->mtu, o->offload, &error);
     if (a->device) {
-        error = worker_run(a->device, o, announce, a);
+        error = workers_run(&a->device, 1, o, announce, a);
         notify_service_manager("STOPPING=1");
         device_close(a->device);
     } else {

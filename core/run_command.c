@@ -129,11 +129,10 @@ static _Noreturn void become_command(struct run_job *job)
 
 /* --- the reaper ------------------------------------------------------------------------------- */
 
-/* The front may have been killed: then nobody listens. */
 static void report(const struct run_job *job, enum run_event event, int value, bool last)
 {
     struct run_report r = {.event = event, .value = value, .last = last};
-    (void)send(job->report[1], &r, sizeof(r), MSG_NOSIGNAL);
+    run_send_report(job, &r);
 }
 
 /* The command has ended. */

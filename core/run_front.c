@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "core/say.h"
+#include "core/tun_setup.h"
 
 enum {
     DRAIN_MS = 3000,     /* how long the relay's last words are waited for */
@@ -143,6 +144,19 @@ static void take_end(struct front *f, int status, bool last)
     f->status = WIFSIGNALED(status) ? STATUS_BY_SIGNAL + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
+/* Before CMD begins, so that the line precedes whatever CMD has to say. */
+static void take_ready(const struct front *f, const struct device_caps *caps)
+{
+    const struct options *o = f->job->options;
+    char proxy[600];
+    char begin = 1;
+    if (o->log_level >= LOG_LEVEL_INFO)
+        say("ready run tun %s mtu %u offload %s proxy %s", o->tun_name, o->mtu,
+            tun_setup_offload(caps), proxy_url_format(&o->proxy, proxy, sizeof(proxy)));
+    (void)send(f->job->handover[0], &begin, 1, MSG_NOSIGNAL);
+    run_close(&f->job->handover[0]);
+}
+
 static void take_report(struct front *f)
 {
     struct run_report r;
@@ -161,6 +175,9 @@ static void take_report(struct front *f)
         f->command = r.value;
         take_signals(f); /* what was sent before there was anybody to pass it on to */
         break;
+    case RUN_READY:
+        take_ready(f, &r.caps);
+        break;
     case RUN_STOPPED:
         follow_stop(f);
         break;
@@ -178,6 +195,7 @@ static void take_log(struct front *f)
         return;
     if (n <= 0) {
         run_close(&f->job->log[0]);
+        run_close(&f->job->handover[0]); /* a command that still waits has nobody to wait for */
         f->relay_gone = true;
         return;
     }
@@ -237,7 +255,6 @@ int run_front(struct run_job *job)
     struct front f = {.job = job};
     sigset_t set = passed_on_set();
     run_close(&job->report[1]);
-    run_close(&job->handover[0]);
     run_close(&job->handover[1]);
     run_close(&job->log[1]);
     f.signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);

@@ -60,6 +60,11 @@ int run_receive_descriptor(int sock)
     return fd;
 }
 
+void run_send_report(const struct run_job *job, const struct run_report *r)
+{
+    (void)send(job->report[1], r, sizeof(*r), MSG_NOSIGNAL);
+}
+
 void run_close(int *fd)
 {
     if (*fd >= 0)

@@ -1,5 +1,5 @@
 /*
- * The relay of `run`: a worker outside the command's namespaces, where the proxy is to be reached.
+ * The relay of `run`: outside the command's namespaces, where the proxy is to be reached.
  *
  * It leaves the user's session at once, so that neither the terminal's signals nor its end
  * reach it, and holds none of the command's descriptors, so that a pipe behind the command ends
@@ -11,7 +11,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -19,27 +18,42 @@
 
 #include "core/process.h"
 #include "core/say.h"
-#include "core/tun_setup.h"
-#include "core/worker.h"
+#include "core/workers.h"
 
-/* The reaper has ended: nobody is left to be served. */
-static void on_reaper_end(int signo)
+static volatile pid_t reaper; /* 0: none, or collected */
+
+/* A child has ended. Without the reaper nobody is left to be served. */
+static void on_child_end(int signo)
 {
     (void)signo;
     int saved = errno;
-    (void)kill(getpid(), SIGTERM);
+    if (reaper > 0 && waitpid(reaper, NULL, WNOHANG) == reaper) {
+        reaper = 0;
+        (void)kill(getpid(), SIGTERM);
+    }
     errno = saved;
 }
 
-static void leave_session(void)
+static void block_child_end(void)
+{
+    sigset_t child;
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    (void)sigprocmask(SIG_BLOCK, &child, NULL);
+}
+
+static void leave_session(struct run_job *job)
 {
     sigset_t stop;
     (void)setsid();
     run_let_go(STDOUT_FILENO);
+    (void)fcntl(job->log[1], F_SETFL, O_WRONLY | O_NONBLOCK);
+    (void)dup2(job->log[1], STDERR_FILENO);
+    run_close(&job->log[1]);
     sigemptyset(&stop);
     sigaddset(&stop, SIGTERM);
     sigaddset(&stop, SIGINT);
-    (void)sigprocmask(SIG_SETMASK, &stop, NULL); /* until the worker handles them */
+    (void)sigprocmask(SIG_SETMASK, &stop, NULL); /* as workers_run() wants them */
 }
 
 static struct device *take_device(const struct run_job *job)
@@ -60,32 +74,16 @@ static struct device *take_device(const struct run_job *job)
 
 struct relay {
     struct run_job *job;
-    const struct device *device;
-    bool ready; /* the command is on its way */
+    struct device *device;
+    bool ready; /* the command may begin */
 };
-
-/* From here on stderr is the pipe. */
-static void hand_log_over(struct run_job *job)
-{
-    int flags = fcntl(job->log[1], F_GETFL);
-    (void)fcntl(job->log[1], F_SETFL, flags | O_NONBLOCK);
-    (void)dup2(job->log[1], STDERR_FILENO);
-    run_close(&job->log[1]);
-}
 
 static int announce(void *arg)
 {
     struct relay *r = arg;
-    const struct device *d = r->device;
-    const struct options *o = r->job->options;
-    char proxy[600];
-    char ready = 1;
-    if (o->log_level >= LOG_LEVEL_INFO)
-        say("ready run tun %s mtu %u offload %s proxy %s", d->name, d->mtu,
-            tun_setup_offload(&d->caps), proxy_url_format(&o->proxy, proxy, sizeof(proxy)));
-    hand_log_over(r->job);
-    if (send(r->job->handover[0], &ready, 1, MSG_NOSIGNAL) != 1)
-        return -errno;
+    const struct run_report report = {.event = RUN_READY, .caps = r->device->caps};
+    run_send_report(r->job, &report);
+    run_close(&r->job->report[1]);
     run_close(&r->job->handover[0]);
     r->ready = true;
     return 0;
@@ -93,46 +91,51 @@ static int announce(void *arg)
 
 static int relay(struct relay *r)
 {
-    struct device *device = take_device(r->job);
-    if (!device)
+    r->device = take_device(r->job);
+    if (!r->device)
         return EXIT_REFUSED;
-    r->device = device;
-    int error = worker_run(device, r->job->options, announce, r);
+    int error = workers_run(&r->device, 1, r->job->options, announce, r);
     if (error < 0)
         say("cannot relay: %s", strerror(-error));
-    device_close(device);
+    device_close(r->device);
     return error == 0 ? EXIT_STOPPED : EXIT_REFUSED;
 }
 
 /*
  * No zombie for an init that may not care (containers). A command that was never told to begin
- * ends by itself, and the reaper with it; else the reaper has ended, or is not to be waited for.
+ * ends by itself, and the reaper with it; else the reaper is not to be waited for.
  */
-static void collect(struct relay *r, pid_t reaper)
+static void collect(struct relay *r)
 {
+    if (!r->ready) /* closing is not enough, the front has this socket too */
+        (void)shutdown(r->job->handover[0], SHUT_RDWR);
+    run_close(&r->job->report[1]);
     run_close(&r->job->handover[0]);
-    (void)waitpid(reaper, NULL, r->ready ? WNOHANG : 0);
+    block_child_end();
+    if (reaper > 0)
+        (void)waitpid(reaper, NULL, r->ready ? WNOHANG : 0);
 }
 
 int run_relay(struct run_job *job)
 {
-    struct sigaction on_end = {.sa_handler = on_reaper_end, .sa_flags = SA_RESTART | SA_NOCLDSTOP};
+    struct sigaction on_end = {.sa_handler = on_child_end, .sa_flags = SA_RESTART | SA_NOCLDSTOP};
+    struct relay r = {.job = job};
     run_close(&job->report[0]);
     run_close(&job->log[0]);
+    block_child_end();
     (void)sigaction(SIGCHLD, &on_end, NULL);
-    pid_t reaper = fork();
-    if (reaper == 0)
+    pid_t pid = fork();
+    if (pid == 0)
         run_reaper(job);
-    run_close(&job->report[1]);
     run_close(&job->handover[1]);
-    if (reaper < 0) {
+    if (pid < 0) {
         say("cannot start a process: %s", strerror(errno));
         return EXIT_REFUSED;
     }
-    leave_session();
+    reaper = pid;
+    leave_session(job);
     process_prepare_relay();
-    struct relay r = {.job = job};
     int status = relay(&r);
-    collect(&r, reaper);
+    collect(&r);
     return status;
 }

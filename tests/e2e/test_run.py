@@ -516,15 +516,44 @@ def test_culvert_killed_leaves_the_command_its_way(user, serve, nginx):
     process.communicate()
 
 
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def test_worker_killed_is_replaced(user, serve, nginx):
+    """The flows of the dead one are lost, no more."""
+    process = user.start(serve.url, *python("""
+        import socket, time
+        print("ready", flush=True)
+        input()
+        for attempt in range(50):
+            try:
+                with socket.create_connection(("www.test", 7), 5) as s:
+                    s.sendall(b"x")
+                    assert s.recv(1) == b"x"
+                break
+            except (OSError, AssertionError):
+                time.sleep(0.1)
+        else:
+            raise SystemExit("no way out any more")
+        """), stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+    ready(process)
+    relay = children(culvert_of(process))[0]
+    worker = [pid for pid in children(relay) if not children(pid)]
+    assert len(worker) == 1
+    os.kill(worker[0], signal.SIGKILL)
+    _, err = process.communicate("go\n", timeout=20)
+    assert process.returncode == 0, err
+    assert "starting another" in err
+
+
 def test_relay_killed_fails_closed(host, user, serve):
     process = user.start(serve.url, "sh", "-c",
                          "echo ready; read x; curl -sS -m 3 http://10.88.0.2/; exit $?",
                          stdout=subprocess.PIPE, stdin=subprocess.PIPE)
     ready(process)
-    front = culvert_of(process)
-    with open(f"/proc/{front}/task/{front}/children", encoding="ascii") as file:
-        relay = int(file.read().split()[0])
-    os.kill(relay, signal.SIGKILL)
+    os.kill(children(culvert_of(process))[0], signal.SIGKILL)
     with Capture(host, "up0") as uplink:
         time.sleep(0.5)
         out, err = process.communicate("go\n", timeout=10)
@@ -636,6 +665,18 @@ def test_no_tun(host, user, serve, folder):
     refused(closed.culvert(serve.url, "true"), "/dev/net/tun", "chmod 666", "root")
     hidden = "mount -t tmpfs none /dev/net; "
     refused(user.culvert(serve.url, "true", before=hidden), "/dev/net/tun", "modprobe tun")
+
+
+def test_too_few_descriptors(user, serve):
+    """Whatever step fails: status 1 and a line, no process that waits for ever."""
+    statuses = set()
+    for limit in range(4, 32):
+        done = user.run("prlimit", f"--nofile={limit}:{limit}", CULVERT, "run", serve.url, "--",
+                        "/bin/true", timeout=10)
+        assert done.returncode in (0, 1, 127), (limit, done.returncode, done.stderr)
+        assert done.stderr.count("culvert: "), (limit, done.stderr)
+        statuses.add(done.returncode)
+    assert statuses >= {0, 1}
 
 
 NO_NAMESPACES = f"""
