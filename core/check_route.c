@@ -9,54 +9,14 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/local_proxy.h"
 #include "stack/link.h"
-
-enum { TCP_STATE_LISTEN = 0x0a }; /* net/tcp_states.h, as proc(5) shows it */
-
-/* An address as /proc/net/tcp has it: words of 32 bits, each printed as the machine has it. */
-static bool read_proc_address(const char *hex, struct addr *out)
-{
-    uint8_t bytes[16];
-    size_t len = strcspn(hex, ":");
-    if (len != 8 && len != 32)
-        return false;
-    for (size_t i = 0; i < len / 8; i++) {
-        unsigned word;
-        if (sscanf(hex + 8 * i, "%8x", &word) != 1)
-            return false;
-        memcpy(bytes + 4 * i, &word, 4);
-    }
-    *out = len == 8 ? addr_from_v4(bytes) : addr_from_v6(bytes);
-    return true;
-}
-
-static bool is_listener(const char *line, const struct endpoint *at, uint32_t *uid)
-{
-    char local[64];
-    unsigned port;
-    unsigned state;
-    struct addr a;
-    if (sscanf(line, " %*[0-9]: %40[0-9A-F]:%x %*s %x %*s %*s %*s %u", local, &port, &state, uid) !=
-        4)
-        return false;
-    return state == TCP_STATE_LISTEN && port == at->port && read_proc_address(local, &a) &&
-           (addr_is_unspecified(&a) || addr_equal(&a, &at->addr));
-}
 
 /* Who listens there, in this network namespace? False: nobody. */
 static bool find_listener(const struct endpoint *at, uint32_t *uid)
 {
-    static const char *const tables[] = {"/proc/net/tcp", "/proc/net/tcp6"};
-    char line[512];
-    bool found = false;
-    for (size_t i = 0; i < 2 && !found; i++) {
-        FILE *f = fopen(tables[i], "re");
-        while (f && !found && fgets(line, sizeof(line), f))
-            found = is_listener(line, at, uid);
-        if (f)
-            (void)fclose(f);
-    }
-    return found;
+    return local_proxy_listener("/proc/net/tcp", &at->addr, at->port, uid) ||
+           local_proxy_listener("/proc/net/tcp6", &at->addr, at->port, uid);
 }
 
 static bool holds_uid(const struct uid_list *list, uint32_t uid)
