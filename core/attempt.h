@@ -50,7 +50,7 @@ struct attempt {
 int attempt_start(struct attempt *a, struct loop *loop, const struct outbound_options *outbound);
 /* Unhook and close; harmless when it is closed already, or its socket was taken. */
 void attempt_close(struct attempt *a);
-/* Take the connected socket out of it, unwatched, keep-alive on. */
+/* Take the connected socket out of it, unwatched. */
 int attempt_take_socket(struct attempt *a);
 
 #endif

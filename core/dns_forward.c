@@ -422,6 +422,7 @@ static void on_dialled(void *arg, const struct dial_result *result)
         return;
     }
     u->fd = result->fd;
+    outbound_keep_alive(u->fd);
     u->state = UPSTREAM_OPEN;
     flush(u);
     settle(u);

@@ -21,6 +21,8 @@
 #include <ares.h>
 #include <ctype.h>
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -117,6 +119,20 @@ int outbound_prepare_socket(int fd, const struct outbound_options *options)
     if (len > 0 && setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, options->bind_interface, len) < 0)
         return -errno;
     return 0;
+}
+
+void outbound_keep_alive(int fd)
+{
+    static const struct {
+        int level, option, value;
+    } options[] = {
+        {SOL_SOCKET, SO_KEEPALIVE, 1},
+        {IPPROTO_TCP, TCP_KEEPIDLE, 60},
+        {IPPROTO_TCP, TCP_KEEPINTVL, 10},
+        {IPPROTO_TCP, TCP_KEEPCNT, 6},
+    };
+    for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++)
+        (void)setsockopt(fd, options[i].level, options[i].option, &options[i].value, sizeof(int));
 }
 
 /* --- channels: c-ares driven by the loop ----------------------------------------------------- */

@@ -61,6 +61,8 @@ struct tcp_flow {
     int fd;                  /* in ACCEPTING and RELAYING; else -1 */
     uint8_t state;           /* enum tcp_flow_state */
     bool readable, writable; /* as far as is known: until EAGAIN */
+    bool watches_write;      /* since the first send that found the socket full */
+    bool kept_alive;         /* outbound_keep_alive() */
     bool hung_up;            /* the proxy's side has ended, perhaps behind unread bytes */
     bool app_done;           /* CONN_FIN: no more from the application */
     bool up_done;            /* passed on by shutdown() */
@@ -70,7 +72,7 @@ struct tcp_flow {
     uint64_t active_ms; /* coarse: the age list is ordered by it */
     uint64_t bytes_up, bytes_down;
     struct link age;         /* in half_open or flows, longest idle first */
-    struct link doubt;       /* in doubts: a short read has been trusted */
+    struct link doubt;       /* in doubts: to be looked at after a moment of silence */
     struct down_chunk *tail; /* the chunk that was filled last, while it is in flight */
     struct loop_io io;
 };
@@ -89,7 +91,7 @@ struct tcp_flows {
     struct link half_open; /* DIALING and ACCEPTING, oldest first */
     struct link flows;     /* the others, longest idle first */
     struct link closed;    /* to be freed at the turn's end */
-    struct link doubts;    /* flows whose last read was short */
+    struct link doubts;    /* flows to be looked at when they fall silent */
     struct loop_timer idle_timer;
     struct loop_timer doubt_timer;
     struct loop_deferred reap;
@@ -291,6 +293,20 @@ static void finish_if_done(struct tcp_flow *f)
     flow_end(f);
 }
 
+static void on_socket(void *arg, unsigned ready);
+
+/* Most flows never find their socket full, and are spared the event that it has room. */
+static void await_writable(struct tcp_flow *f)
+{
+    f->writable = false;
+    if (f->watches_write)
+        return;
+    f->watches_write = true;
+    if (loop_watch(f->owner->worker->loop, &f->io, f->fd, LOOP_READ | LOOP_WRITE | LOOP_EDGE,
+                   on_socket, f) != 0)
+        flow_reset(f);
+}
+
 /* One gathered send. Returns false when the flow has ended, or the socket takes no more. */
 static bool send_up(struct tcp_flow *f, struct iovec *iov, int count)
 {
@@ -299,7 +315,7 @@ static bool send_up(struct tcp_flow *f, struct iovec *iov, int count)
     if (sent < 0 && errno == EINTR)
         return true;
     if (sent < 0 && (errno == EAGAIN || errno == ENOBUFS)) {
-        f->writable = false;
+        await_writable(f);
         return false;
     }
     if (sent < 0) {
@@ -345,11 +361,25 @@ static void resolve_doubts(void *arg)
         if (now - f->active_ms < DOUBT_MS)
             continue;
         list_remove(it);
+        if (f->fd >= 0 && !f->kept_alive)
+            outbound_keep_alive(f->fd);
+        f->kept_alive = true;
         f->readable = true;
         relay_down(f);
     }
     if (!list_empty(&t->doubts))
         loop_timer_start(loop, &t->doubt_timer, DOUBT_MS, resolve_doubts, t);
+}
+
+/* Look at the flow when it has fallen silent. */
+static void doubt(struct tcp_flow *f)
+{
+    struct tcp_flows *t = f->owner;
+    if (!list_empty(&f->doubt))
+        return;
+    list_push_back(&t->doubts, &f->doubt);
+    if (!t->doubt_timer.pending)
+        loop_timer_start(t->worker->loop, &t->doubt_timer, DOUBT_MS, resolve_doubts, t);
 }
 
 /*
@@ -361,13 +391,8 @@ static void resolve_doubts(void *arg)
  */
 static void trust_short_read(struct tcp_flow *f)
 {
-    struct tcp_flows *t = f->owner;
     f->readable = false;
-    if (!list_empty(&f->doubt))
-        return;
-    list_push_back(&t->doubts, &f->doubt);
-    if (!t->doubt_timer.pending)
-        loop_timer_start(t->worker->loop, &t->doubt_timer, DOUBT_MS, resolve_doubts, t);
+    doubt(f);
 }
 
 enum read_result { READ_MORE, READ_EMPTY, READ_ENDED };
@@ -466,10 +491,12 @@ static void start_relaying(struct tcp_flow *f)
 {
     set_state(f, TCP_FLOW_RELAYING);
     f->writable = true;
-    int error = loop_watch(f->owner->worker->loop, &f->io, f->fd,
-                           LOOP_READ | LOOP_WRITE | LOOP_EDGE, on_socket, f);
+    int error =
+        loop_watch(f->owner->worker->loop, &f->io, f->fd, LOOP_READ | LOOP_EDGE, on_socket, f);
     if (error != 0)
         flow_reset(f);
+    else
+        doubt(f); /* one that is not over in a moment wants keep-alives */
 }
 
 void tcp_flows_ready(struct tcp_flows *t, struct conn *conn, unsigned events)

@@ -30,7 +30,7 @@
 enum {
     REQUEST_SIZE = 512,
     REPLY_SIZE = 16384,
-    SETTLE_TRIES = 200,    /* one every 5 ms: one second at most */
+    SETTLE_TRIES = 1000,   /* one a millisecond: mostly it takes less than one */
     SETTLE_ADDRESSES = 16, /* of one link, that are waited for */
 };
 
@@ -258,7 +258,7 @@ static bool is_reached(const struct addr *a)
 
 static void settle(const struct addr *a)
 {
-    const struct timespec pause = {.tv_nsec = 5 * 1000 * 1000};
+    const struct timespec pause = {.tv_nsec = 1000 * 1000};
     for (int i = 0; i < SETTLE_TRIES && !is_reached(a); i++)
         nanosleep(&pause, NULL);
 }
