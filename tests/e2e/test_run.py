@@ -1,5 +1,6 @@
 """`culvert run`: one command of an ordinary user through the proxy, and nothing beside it."""
 
+import base64
 import os
 import pathlib
 import signal
@@ -17,6 +18,7 @@ from lab import CULVERT
 from netns import Namespace, wait_for
 from ordinary import GID, UID, Terminal, User, processes_of_user, sorted_out
 from programs import Nginx
+from proxies import ssh_command, start_sshd
 from servers import TcpServer, echo
 
 pytestmark = pytest.mark.skipif(laboratory.DIRECT, reason="is about culvert alone")
@@ -151,6 +153,77 @@ def test_two_at_once(user, serve, nginx):
     second = user.culvert(serve.url, "curl", "-sS", "http://v6.test/")
     assert "It goes through." in second.stdout
     assert "It goes through." in first.communicate(timeout=20)[0]
+
+
+@pytest.fixture(scope="module")
+def home(folder):
+    path = folder / "home"
+    path.mkdir()
+    os.chown(path, UID, GID)
+    return path
+
+
+def test_chromium_loads_a_page(user, serve, nginx, home):
+    """A browser with a sandbox of its own, a hundred resources over HTTPS by host name."""
+    pixel = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAA"
+                             "AASUVORK5CYII=")
+    for i in range(100):
+        (nginx.root / f"{i}.png").write_bytes(pixel)
+    images = "".join(f'<img src="/{i}.png">' for i in range(100))
+    script = "onload = () => document.body.append('images: ' + " \
+             "[...document.images].filter(i => i.naturalWidth > 0).length)"
+    (nginx.root / "many.html").write_text(
+        f"<!doctype html><meta charset=utf-8><body>{images}<script>{script}</script>")
+    done = user.culvert(serve.url, "chromium-headless-shell", "--ignore-certificate-errors",
+                        "--dump-dom", "--virtual-time-budget=10000", f"--user-data-dir={home}/web",
+                        "https://www.test/many.html", env={"HOME": str(home)}, timeout=50)
+    assert "images: 100" in done.stdout, done.stdout[-500:] + done.stderr[-3000:]
+
+
+def test_git_over_http(user, serve, nginx, home, folder):
+    source = folder / "source"
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(["git", "init", "-q", source], **quiet)
+    (source / "file").write_text("under version control\n")
+    me = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["add", "file"], [*me, "commit", "-qm", "x"],
+                    ["clone", "-q", "--bare", source, nginx.root / "repo.git"]):
+        subprocess.run(["git", "-C", source, *command], **quiet)
+    subprocess.run(["git", "-C", nginx.root / "repo.git", "update-server-info"], **quiet)
+    done = user.culvert(serve.url, "git", "clone", "-q", "http://www.test/repo.git", home / "clone",
+                        env={"HOME": str(home)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (home / "clone" / "file").read_text() == "under version control\n"
+
+
+def test_ssh(lab, user, serve, home):
+    """ssh wants its user to have a name."""
+    sshd = start_sshd(lab.world, home, 2222)
+    for file in ("user", "known"):
+        os.chown(home / file, UID, GID)
+    entry = f"someone:x:{UID}:{GID}::{home}:/bin/sh"
+    before = f"cp /etc/passwd {home}/passwd; echo {entry} >> {home}/passwd; " \
+             f"mount --bind {home}/passwd /etc/passwd; "
+    done = user.culvert(serve.url, *ssh_command(home, 2222), "root@v6.test",
+                        "echo $SSH_CONNECTION; exit 17", before=before)
+    sshd.close()
+    assert done.returncode == 17, done.stderr
+    assert done.stdout.split()[2] == "fd88::2"
+
+
+def test_quic(lab, user, serve, nginx, folder):
+    """ngtcp2's HTTP/3 client and server: UDP with pacing, GSO and path probes."""
+    server = lab.world.popen("gtlsserver", "-q", "-d", nginx.root, "*", 4433,
+                             folder / "nginx/server.key", nginx.certificate, stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL)
+    wait_for(lambda: lab.world.listening(4433, "u"), "gtlsserver listens")
+    done = user.culvert(serve.url, "gtlsclient", "-q", "--exit-on-all-streams-close",
+                        "--download", folder / "quic", "www.test", 4433,
+                        "https://www.test:4433/index.html",
+                        before=f"mkdir -m 777 -p {folder}/quic; ")
+    server.kill()
+    assert (folder / "quic" / "index.html").read_text() == (nginx.root / "index.html").read_text(), \
+        done.stderr
 
 
 def test_proxy_behind_a_proxy(lab, user, serve):
