@@ -165,8 +165,8 @@ def home(folder):
 
 def test_chromium_loads_a_page(user, serve, nginx, home):
     """A browser with a sandbox of its own, a hundred resources over HTTPS by host name."""
-    pixel = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAA"
-                             "AASUVORK5CYII=")
+    pixel = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUB"
+                             "AScY42YAAAAASUVORK5CYII=")
     for i in range(100):
         (nginx.root / f"{i}.png").write_bytes(pixel)
     images = "".join(f'<img src="/{i}.png">' for i in range(100))
@@ -214,16 +214,16 @@ def test_ssh(lab, user, serve, home):
 def test_quic(lab, user, serve, nginx, folder):
     """ngtcp2's HTTP/3 client and server: UDP with pacing, GSO and path probes."""
     server = lab.world.popen("gtlsserver", "-q", "-d", nginx.root, "*", 4433,
-                             folder / "nginx/server.key", nginx.certificate, stdout=subprocess.DEVNULL,
-                             stderr=subprocess.DEVNULL)
+                             folder / "nginx/server.key", nginx.certificate,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: lab.world.listening(4433, "u"), "gtlsserver listens")
     done = user.culvert(serve.url, "gtlsclient", "-q", "--exit-on-all-streams-close",
                         "--download", folder / "quic", "www.test", 4433,
                         "https://www.test:4433/index.html",
                         before=f"mkdir -m 777 -p {folder}/quic; ")
     server.kill()
-    assert (folder / "quic" / "index.html").read_text() == (nginx.root / "index.html").read_text(), \
-        done.stderr
+    fetched = (folder / "quic" / "index.html").read_text()
+    assert fetched == (nginx.root / "index.html").read_text(), done.stderr
 
 
 def test_proxy_behind_a_proxy(lab, user, serve):
@@ -494,8 +494,8 @@ def test_command_that_cannot_be_run(user, serve, folder):
     script = folder / "no-interpreter"
     script.write_text("#!/no/such/interpreter\n")
     script.chmod(0o755)
-    for command, status in ((["no-such-command-at-all"], 127), (["/no/such/file"], 127), ([""], 127),
-                            (["/etc/passwd"], 126), (["/etc"], 126), ([script], 126)):
+    for command, status in ((["no-such-command-at-all"], 127), (["/no/such/file"], 127),
+                            ([""], 127), (["/etc/passwd"], 126), (["/etc"], 126), ([script], 126)):
         done = user.culvert(serve.url, *command)
         assert done.returncode == status, f"{command}: {done.returncode} {done.stderr}"
         assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("culvert: ")
@@ -568,7 +568,8 @@ def test_children_outlive_the_command(lab, user, serve, nginx, folder):
     out = folder / "late"
     out.touch()
     os.chown(out, UID, GID)
-    late = f"sleep 2; curl -sS http://www.test/ >> {out}; sleep 1; curl -sS http://v6.test/ >> {out}"
+    late = f"sleep 2; curl -sS http://www.test/ >> {out}; " \
+           f"sleep 1; curl -sS http://v6.test/ >> {out}"
     begin = time.monotonic()
     done = user.culvert(serve.url, "sh", "-c",
                         f"setsid -f sh -c '{late}' </dev/null >/dev/null 2>&1; exit 3")
