@@ -68,6 +68,7 @@ struct tcp_flow {
     bool up_done;            /* passed on by shutdown() */
     bool down_done;          /* end of file read and passed on */
     bool fake;               /* dst is held in the fake map */
+    bool redialled;          /* others have given way to it once */
     uint64_t id;
     uint64_t active_ms; /* coarse: the age list is ordered by it */
     uint64_t bytes_up, bytes_down;
@@ -549,6 +550,8 @@ static enum refusal refusal_for(const struct dial_result *r)
     }
 }
 
+static bool dial_again(struct tcp_flow *f);
+
 static void on_dialed(void *arg, const struct dial_result *r)
 {
     struct tcp_flow *f = arg;
@@ -560,15 +563,13 @@ static void on_dialed(void *arg, const struct dial_result *r)
         conn_accept(stack, &f->conn);
         return;
     }
+    if (r->status == DIAL_NO_RESOURCES && dial_again(f))
+        return;
     if (log_threshold >= LOG_LEVEL_DEBUG) {
         const char *why =
             r->status == DIAL_REPLY ? socks5_reply_name(r->reply) : dial_status_name(r->status);
         log_flow(LOG_LEVEL_DEBUG, f, why);
     }
-    if (r->status == DIAL_NO_RESOURCES)
-        tcp_flows_evict(f->owner); /* may be this one */
-    if (f->state == TCP_FLOW_CLOSED)
-        return;
     conn_refuse(stack, &f->conn, refusal_for(r));
     flow_end(f);
 }
@@ -588,6 +589,26 @@ static bool find_target(struct tcp_flows *t, const struct endpoint *dst, struct 
         break;
     }
     return false;
+}
+
+/*
+ * Descriptors (or ports, or memory) have run out: another flow gives way, and this one tries once
+ * more. False: there is none, or that was not enough.
+ */
+static bool dial_again(struct tcp_flow *f)
+{
+    struct tcp_flows *t = f->owner;
+    char name[TARGET_NAME_MAX + 1];
+    struct target target;
+    if (f->redialled || !find_target(t, &f->conn.dst, &target, name))
+        return false;
+    f->redialled = true;
+    list_remove(&f->age); /* not the one to give way */
+    bool made_room = tcp_flows_evict(t) || udp_flows_evict(t->worker->udp);
+    list_push_back(&t->half_open, &f->age);
+    if (made_room)
+        f->dial = dial_start(t->worker->proxy, SOCKS5_CONNECT, &target, on_dialed, f);
+    return f->dial != NULL;
 }
 
 struct conn *tcp_flows_open(struct tcp_flows *t, const struct endpoint *src,
