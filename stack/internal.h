@@ -40,6 +40,7 @@ struct stack {
     struct rx_buffer *free_buffers;
     unsigned free_count;
     struct rx_buffer *reassembled; /* whole packets of this batch, kept until its end */
+    size_t rx_held;                /* bytes of memory that received segments take, in all conns */
 
     /* lwIP */
     struct netif netif;
@@ -79,6 +80,26 @@ struct rx_buffer *rx_buffer_get(struct stack *s); /* NULL when out of memory */
 void rx_buffer_put(struct rx_buffer *b);
 /* Return what is pooled to the system: after a burst, and at the end. */
 void rx_buffers_trim(struct stack *s);
+/*
+ * The TCP segment in `p` as a pbuf, header first, counted in rx_held until it is freed; NULL when
+ * out of memory. In place where lwIP keeps it whole (`*buffer` is then NULL) or not at all, else
+ * copied.
+ */
+struct pbuf *rx_segment_to_pbuf(struct stack *s, const struct packet *p,
+                                const struct packet_info *info, struct rx_buffer **buffer);
+
+/* --- window.c --------------------------------------------------------------------------------- */
+
+/* lwIP has just made the conn's control block, and answered the SYN. */
+void window_start(struct conn *c);
+/*
+ * `n` bytes have been passed on: open the window again, as far as memory allows. True: by enough to
+ * tell the application at once.
+ */
+bool window_open(struct stack *s, struct conn *c, size_t n);
+/* Is there memory for the segment in the packet at `ip`? False: it is to be dropped. */
+bool window_takes(const struct stack *s, const struct conn *c, const uint8_t *ip,
+                  const struct packet_info *info);
 
 /* --- input.c ---------------------------------------------------------------------------------- */
 

@@ -63,6 +63,8 @@ struct conn {
     uint64_t heard_ms;          /* when a segment last came */
     uint32_t seen_edge;         /* right edge of the window at the last CONN_ROOM */
     uint32_t seen_ack;          /* what was acknowledged then */
+    uint32_t rx_bytes;          /* in `rx` */
+    uint32_t window_withheld;   /* bytes by which its window is smaller than it may be */
     uint16_t held_ip_len;       /* bytes of held_syn before its TCP header */
     uint16_t mss;               /* negotiated, bytes; 0 before that */
     uint8_t events;

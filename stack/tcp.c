@@ -45,7 +45,6 @@ enum conn_state { CONN_STATE_HELD, CONN_STATE_ACCEPTED, CONN_STATE_OPEN, CONN_ST
 enum {
     MSS_MIN = 48,             /* as Linux's tcp_min_snd_mss: less is an attack on the peer's CPU */
     SEGMENTS_PER_PACKET = 64, /* at most, in one super-packet */
-    COPY_MAX = 16384, /* smaller segments are copied out: they must not pin a 64 KiB buffer each */
 };
 
 struct tuple {
@@ -179,6 +178,7 @@ static err_t on_received(void *arg, struct tcp_pcb *pcb, struct pbuf *p, err_t e
         return ERR_OK;
     }
     delay_ack(pcb);
+    c->rx_bytes += p->tot_len;
     if (c->rx_last)
         c->rx_last->next = p; /* tot_len is of no use here: it is 16 bits wide */
     else
@@ -241,44 +241,12 @@ static void conn_feed(struct stack *s, struct conn *c, struct pbuf *segment)
         c->pcb = tcp_active_pcbs; /* the listener has made it */
         tcp_recv(c->pcb, on_received);
         tcp_err(c->pcb, on_error);
+        window_start(c);
     }
     conn_leave(s, c);
 }
 
 /* --- what comes in ---------------------------------------------------------------------------- */
-
-static void rx_buffer_free_pbuf(struct pbuf *p)
-{
-    rx_buffer_put((struct rx_buffer *)(void *)p);
-}
-_Static_assert(offsetof(struct rx_buffer, pbuf) == 0, "a pbuf leads to its buffer");
-
-static void keep_nothing(struct pbuf *p)
-{
-    (void)p;
-}
-
-/* A segment as a pbuf: in place, where lwIP keeps it whole or not at all, else copied. */
-static struct pbuf *segment_to_pbuf(const struct packet *p, const struct packet_info *info,
-                                    struct rx_buffer **buffer)
-{
-    static struct pbuf_custom transient = {.custom_free_function = keep_nothing};
-    uint8_t *tcp = p->data + info->ip_header_len;
-    u16_t len = (u16_t)(info->len - info->ip_header_len);
-    bool bare = len == info->transport_header_len && (info->tcp_flags & (TCP_SYN | TCP_FIN)) == 0;
-    if (bare)
-        return pbuf_alloced_custom(PBUF_RAW, len, PBUF_REF, &transient, tcp, len);
-    if (buffer && len > COPY_MAX) {
-        struct rx_buffer *b = *buffer;
-        *buffer = NULL;
-        b->pbuf.custom_free_function = rx_buffer_free_pbuf;
-        return pbuf_alloced_custom(PBUF_RAW, len, PBUF_REF, &b->pbuf, tcp, len);
-    }
-    struct pbuf *copy = pbuf_alloc(PBUF_RAW, len, PBUF_RAM);
-    if (copy)
-        memcpy(copy->payload, tcp, len);
-    return copy;
-}
 
 static bool hold_syn(struct conn *c, const uint8_t *ip, const struct packet_info *info)
 {
@@ -354,7 +322,9 @@ void conn_input(struct stack *s, const struct packet *p, const struct packet_inf
         input_held(s, c, p->data, info);
         return;
     }
-    struct pbuf *segment = segment_to_pbuf(p, info, buffer);
+    if (!window_takes(s, c, p->data, info))
+        return;
+    struct pbuf *segment = rx_segment_to_pbuf(s, p, info, buffer);
     if (segment == NULL)
         return; /* out of memory: as if lost on the way */
     conn_feed(s, c, segment);
@@ -499,16 +469,13 @@ static void rx_drop(struct conn *c, size_t n)
 void conn_consume(struct stack *s, struct conn *c, size_t n)
 {
     rx_drop(c, n);
+    c->rx_bytes -= (uint32_t)n;
     if (c->pcb == NULL)
         return;
     bool bulk = n >= 2u * c->mss;
     conn_enter(s, c);
-    for (size_t left = n; left > 0;) {
-        u16_t piece = (u16_t)LWIP_MIN(left, 0xffff);
-        tcp_recved(c->pcb, piece);
-        left -= piece;
-    }
-    if (bulk && (c->pcb->flags & TF_ACK_DELAY)) {
+    bool worth_telling = window_open(s, c, n);
+    if (worth_telling || (bulk && (c->pcb->flags & TF_ACK_DELAY))) {
         tcp_ack_now(c->pcb);
         tcp_output(c->pcb);
     }

@@ -509,10 +509,13 @@ def test_keep_alive_towards_the_proxy(lab, rude, rude_tunnel):
 
 
 def test_window_is_scaled(lab, rude_tunnel, rude):
-    """lwIP's small defaults would make every upload over a distance slow."""
+    """lwIP's small defaults would make every upload slow. It grows as bytes are passed on."""
     with connect(rude_tunnel, lab.world4, 7) as sock:
-        sock.sendall(b"x")  # the window in the answer to SYN is never scaled
-        sock.recv(1)
+        for _ in range(16):
+            sock.sendall(bytes(32 << 10))
+            left = 32 << 10
+            while left > 0:
+                left -= len(sock.recv(left))
         line = rude_tunnel.app.run("ss", "-Htni", f"dst {lab.world4}").stdout
         assert "wscale:" in line, f"no window scaling agreed: {line}"
         sent_scale = re.search(r"snd_wnd:(\d+)", line)
