@@ -41,6 +41,7 @@ const struct check_step check_steps[] = {
     {"route-loop", "route loop", check_route_loop},
     {"tun", "/dev/net/tun", check_tun},
     {"privileges", "privileges", check_privileges},
+    {"rules", "rules, nftables", check_rules},
     {"offloads", "offloads", check_offloads},
     {"rp-filter", "rp_filter", check_rp_filter},
     {"namespaces", "namespaces for run", check_namespaces},

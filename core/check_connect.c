@@ -20,23 +20,21 @@ struct trial {
     const char *remedy;
 };
 
-/* Connected, and something came back? Writes the whole result where not. The caller closes `fd`. */
-static bool reach(struct check *c, struct check_result *r, const struct trial *t, int *fd)
+/* Connected? Writes the whole result where not. `d->fd` is the caller's. */
+static bool reach(struct check *c, struct check_result *r, const struct trial *t,
+                  struct dial_result *d)
 {
-    struct dial_result d;
     char text[CHECK_DIAL_TEXT_MAX];
-    *fd = -1;
     if (!c->accepted) {
         check_say(r, CHECK_SKIPPED, "the proxy does not let us in");
         return false;
     }
     double began = check_now();
-    if (check_dial(c, SOCKS5_CONNECT, &t->target, &d) == DIAL_OK) {
+    if (check_dial(c, SOCKS5_CONNECT, &t->target, d) == DIAL_OK) {
         r->ms = check_now() - began;
-        *fd = d.fd;
         return true;
     }
-    check_say(r, t->failure, "%s: %s", t->text, check_describe_dial(&d, text));
+    check_say(r, t->failure, "%s: %s", t->text, check_describe_dial(d, text));
     check_remedy(r, "%s", t->remedy);
     return false;
 }
@@ -61,17 +59,25 @@ static int ask_over_http(int fd, const char *host, unsigned ms)
     return n > 0 ? 0 : n == 0 ? -ECONNRESET : (int)n;
 }
 
+/* Which address family a name has led to, where BND.ADDR tells (RFC 1928, 6). */
+static const char *family_taken(const struct trial *t, const struct dial_result *d)
+{
+    if (!t->target.name || addr_is_unspecified(&d->bound.addr))
+        return "";
+    return addr_is_v4(&d->bound.addr) ? " over IPv4" : " over IPv6";
+}
+
 static bool connect_to(struct check *c, struct check_result *r, const struct trial *t)
 {
-    int fd;
+    struct dial_result d;
     double began = check_now();
-    if (!reach(c, r, t, &fd))
+    if (!reach(c, r, t, &d))
         return false;
     double connected = r->ms;
     unsigned left = check_left(began, c->timeout_ms);
-    int error = ask_over_http(fd, t->target.name ? t->target.name : t->text,
+    int error = ask_over_http(d.fd, t->target.name ? t->target.name : t->text,
                               left < ANSWER_MAX_MS ? left : ANSWER_MAX_MS);
-    close(fd);
+    close(d.fd);
     if (error) {
         check_say(r, t->failure, "%s: the proxy says yes, then %s", t->text,
                   error == -ETIMEDOUT ? "nothing answers an HTTP request" : "the connection ends");
@@ -82,8 +88,8 @@ static bool connect_to(struct check *c, struct check_result *r, const struct tri
                      t->remedy);
         return false;
     }
-    check_say(r, CHECK_OK, "%s: connected in %.1f ms, answered after %.1f ms", t->text, connected,
-              check_now() - began);
+    check_say(r, CHECK_OK, "%s: connected%s in %.1f ms, answered after %.1f ms", t->text,
+              family_taken(t, &d), connected, check_now() - began);
     if (!c->has_answering) {
         c->answering = t->target;
         c->has_answering = true;
@@ -195,16 +201,16 @@ void check_dns_over_tcp(struct check *c, struct check_result *r)
         .remedy = "choose a resolver that answers over TCP and that the proxy reaches: "
                   "--dns-server",
     };
-    int fd;
+    struct dial_result d;
     double began = check_now();
     if (o->dns == DNS_RELAY) {
         check_say(r, CHECK_SKIPPED, "not used with --dns relay");
         return;
     }
-    if (!reach(c, r, &t, &fd))
+    if (!reach(c, r, &t, &d))
         return;
-    int error = ask_dns(fd, o->check.host.name, check_left(began, c->timeout_ms));
-    close(fd);
+    int error = ask_dns(d.fd, o->check.host.name, check_left(began, c->timeout_ms));
+    close(d.fd);
     r->ms = check_now() - began;
     if (error == 0) {
         check_say(r, CHECK_OK, "%s answers", text);

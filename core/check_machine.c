@@ -70,30 +70,27 @@ void check_privileges(struct check *c, struct check_result *r)
 
 enum { CHILD_MS = 5000 };
 
-struct finding {
-    int error; /* errno of the namespaces, or of what was tried in them */
-    bool inside;
-    struct device_caps caps;
-};
+/* Whole, or not at all: a pipe takes this much at once (PIPE_BUF). */
+static bool take_finding(int fd, unsigned ms, void *out, size_t size)
+{
+    return check_poll(fd, POLLIN, ms) && read(fd, out, size) == (ssize_t)size;
+}
 
-/* Run `look` in a child and take what it finds. False: the child did not tell. */
-static bool look_in_child(void (*look)(struct finding *out), unsigned ms, struct finding *out)
+bool check_in_child(const struct check *c, void (*look)(const struct check *c, void *out),
+                    void *out, size_t size)
 {
     int fds[2];
-    memset(out, 0, sizeof(*out));
     if (pipe2(fds, O_CLOEXEC) != 0)
         return false;
     (void)fflush(NULL);
     pid_t pid = fork();
     if (pid == 0) {
-        struct finding found = {0};
-        look(&found);
-        ssize_t n = write(fds[1], &found, sizeof(found));
-        _exit(n == (ssize_t)sizeof(found) ? 0 : 1);
+        look(c, out);
+        _exit(write(fds[1], out, size) == (ssize_t)size ? 0 : 1);
     }
     close(fds[1]);
-    bool told = pid > 0 && check_poll(fds[0], POLLIN, ms) &&
-                read(fds[0], out, sizeof(*out)) == (ssize_t)sizeof(*out);
+    bool told = pid > 0 && take_finding(fds[0], c->timeout_ms < CHILD_MS ? c->timeout_ms : CHILD_MS,
+                                        out, size);
     close(fds[0]);
     if (pid > 0) {
         (void)kill(pid, SIGKILL);
@@ -103,8 +100,16 @@ static bool look_in_child(void (*look)(struct finding *out), unsigned ms, struct
     return told;
 }
 
-static void look_at_offloads(struct finding *out)
+struct finding {
+    int error;   /* errno of the namespaces, or of what was tried in them */
+    bool inside; /* it was tried */
+    struct device_caps caps;
+};
+
+static void look_at_offloads(const struct check *c, void *arg)
 {
+    struct finding *out = arg;
+    (void)c;
     const struct device_tun_options options = {.offload = true};
     out->error = -sandbox_unshare();
     if (out->error)
@@ -119,15 +124,10 @@ static void look_at_offloads(struct finding *out)
     device_close(d);
 }
 
-static unsigned child_time(const struct check *c)
-{
-    return c->timeout_ms < CHILD_MS ? c->timeout_ms : CHILD_MS;
-}
-
 void check_offloads(struct check *c, struct check_result *r)
 {
-    struct finding f;
-    if (!look_in_child(look_at_offloads, child_time(c), &f) || f.error) {
+    struct finding f = {.error = 0};
+    if (!check_in_child(c, look_at_offloads, &f, sizeof(f)) || f.error) {
         check_say(r, CHECK_SKIPPED, "%s: %s",
                   f.inside ? "no device can be made to try them"
                            : "no network namespace can be made to try them",
@@ -144,8 +144,10 @@ void check_offloads(struct check *c, struct check_result *r)
 enum { NOBODY = 65534 };
 
 /* As an ordinary user, who this process is or becomes. */
-static void look_at_user_namespaces(struct finding *out)
+static void look_at_user_namespaces(const struct check *c, void *arg)
 {
+    struct finding *out = arg;
+    (void)c;
     if (geteuid() == 0 && (setgroups(0, NULL) != 0 || setresgid(NOBODY, NOBODY, NOBODY) != 0 ||
                            setresuid(NOBODY, NOBODY, NOBODY) != 0)) {
         out->error = errno;
@@ -165,8 +167,8 @@ static bool device_is_for_all(void)
 
 void check_namespaces(struct check *c, struct check_result *r)
 {
-    struct finding f;
-    bool told = look_in_child(look_at_user_namespaces, child_time(c), &f);
+    struct finding f = {.error = 0};
+    bool told = check_in_child(c, look_at_user_namespaces, &f, sizeof(f));
     if (!told || (f.error && !f.inside)) {
         check_say(r, CHECK_SKIPPED, "cannot be tried: %s",
                   f.error ? strerror(f.error) : "the child did not answer");

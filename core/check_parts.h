@@ -90,12 +90,20 @@ void check_udp_filtering(struct check *c, struct check_result *r);
 void check_udp_mapping(struct check *c, struct check_result *r);
 /* check_route.c */
 void check_route_loop(struct check *c, struct check_result *r);
+/* check_rules.c */
+void check_rules(struct check *c, struct check_result *r);
 /* check_machine.c */
 void check_tun(struct check *c, struct check_result *r);
 void check_privileges(struct check *c, struct check_result *r);
 void check_offloads(struct check *c, struct check_result *r);
 void check_namespaces(struct check *c, struct check_result *r);
 void check_rp_filter(struct check *c, struct check_result *r);
+/*
+ * Run `look` in a child, which may change what is its own alone, and take what it writes to `out`.
+ * False: it did not tell in time.
+ */
+bool check_in_child(const struct check *c, void (*look)(const struct check *c, void *out),
+                    void *out, size_t size);
 /* Does this process have the capability (linux/capability.h)? */
 bool check_has_capability(unsigned capability);
 

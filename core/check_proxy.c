@@ -200,7 +200,7 @@ void check_round_trip(struct check *c, struct check_result *r)
         sum += ms;
     }
     r->ms = sum / TIMES;
-    check_say(r, CHECK_OK, "to the proxy: least %.1f, mean %.1f, most %.1f ms", best, r->ms, worst);
+    check_say(r, CHECK_OK, "to the proxy: least %.2f, mean %.2f, most %.2f ms", best, r->ms, worst);
 }
 
 /* --- handshakes ------------------------------------------------------------------------------- */

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(DIRECT, reason="what check says of a proxy is th
 
 STEPS = ["name", "reach", "rtt", "login", "connect-name", "connect-v6", "connect-v4", "dns-tcp",
          "pipelining", "udp-associate", "udp-answer", "udp-filtering", "udp-mapping", "route-loop",
-         "tun", "privileges", "offloads", "rp-filter", "namespaces"]
+         "tun", "privileges", "rules", "offloads", "rp-filter", "namespaces"]
 PROXY_STEPS = STEPS[:13]
 
 
@@ -515,6 +515,7 @@ def test_no_privileges(lab, app, serve, stun):
     result = Checked(done, 0)
     assert result.status == 1
     assert result.verdict("privileges") == "fail" and result.says("privileges", "as root")
+    assert result.verdict("rules") == "skipped"
     assert set(result.verdicts(*PROXY_STEPS)) == {"ok"}
 
 
@@ -527,6 +528,14 @@ def test_no_device(lab, app, serve):
     assert result.status == 1
     assert result.verdict("tun") == "fail" and result.says("tun", "modprobe tun")
     assert result.verdict("offloads") == "skipped"
+
+
+def test_rules(lab, app, serve, stun):
+    """What the kernel takes of up's options is tried, not assumed."""
+    result = check(lab, app, serve.url, "--exclude-uid", "1-9", "--bypass", "10.0.0.0/8", "--gateway")
+    assert result.verdict("rules") == "ok" and result.status == 0
+    result = check(lab, app, serve.url, "--exclude-cgroup", "there/is/no/such")
+    assert result.verdict("rules") == "fail" and result.status == 1, result.out
 
 
 def test_rp_filter(lab, app, serve):
