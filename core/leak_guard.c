@@ -3,9 +3,16 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "core/base/map.h"
 #include "core/nft.h"
 #include "core/say.h"
+
+/* Of the script that is in place, 0: none. A process has one table. */
+static uint64_t applied_hash;
+/* What the table belongs to, -1: to nobody. */
+static int owner_fd = -1;
 
 static void add_network(void *arg, const struct cidr *network)
 {
@@ -20,7 +27,8 @@ static bool wants_cgroups(const struct options *o)
 }
 
 /* The script, to be freed; NULL: the user has been told. */
-static char *compose(struct route_session *s, const struct options *o, const char *device)
+static char *compose(struct route_session *s, const struct options *o, const char *device,
+                     bool owned)
 {
     char mount[256] = "";
     const char *problem = NULL;
@@ -32,7 +40,7 @@ static char *compose(struct route_session *s, const struct options *o, const cha
     } else if (networks && script) {
         if (o->up.kill_switch && o->up.lan)
             (void)route_each_network(s, ROUTE_TABLE_MAIN, add_network, networks);
-        len = nft_compose(o, device, networks, mount, script, NFT_SCRIPT_MAX, &problem);
+        len = nft_compose(o, device, networks, mount, owned, script, NFT_SCRIPT_MAX, &problem);
         if (problem)
             say("cgroup %s cannot be matched: it must be a path below %s, which must lie in "
                 "/sys/fs/cgroup",
@@ -62,37 +70,64 @@ static bool explain(const struct options *o, int error, const char *why)
     return true;
 }
 
+/* An older kernel knows no owner: then a killed culvert leaves its table until `down`. */
+static int run(struct route_session *s, const struct options *o, const char *device, char *why,
+               size_t size)
+{
+    int error = -ENOMEM;
+    bool owned = !o->up.kill_switch;
+    for (int attempt = 0; attempt < 2; attempt++, owned = false) {
+        char *script = compose(s, o, device, owned);
+        if (!script)
+            return -ECANCELED;
+        error = nft_run(script, owned ? &owner_fd : NULL, why, size);
+        applied_hash = hash_bytes(script, strlen(script));
+        free(script);
+        if (error != -EIO || !owned)
+            break;
+    }
+    return error;
+}
+
 bool leak_guard_apply(struct route_session *s, struct journal *j, const struct options *o,
                       const char *device)
 {
     char why[256];
-    char *script = compose(s, o, device);
-    if (!script)
-        return false;
     int error = journal_note(j, "nft");
-    if (error < 0)
+    if (error < 0) {
         say("cannot write the journal: %s", strerror(-error));
-    bool applied = error == 0;
-    if (applied && (error = nft_run(script, why, sizeof(why))) < 0)
-        applied = explain(o, error, why);
-    free(script);
-    return applied;
+        return false;
+    }
+    error = run(s, o, device, why, sizeof(why));
+    if (error == 0)
+        return true;
+    applied_hash = 0;
+    return error != -ECANCELED && explain(o, error, why);
 }
 
-void leak_guard_refresh(struct route_session *s, const struct options *o, const char *device)
+void leak_guard_refresh(struct route_session *s, const struct options *o, const char *device,
+                        bool lost)
 {
     char why[256];
-    if (!o->up.kill_switch || !o->up.lan)
+    bool names_networks = o->up.kill_switch && o->up.lan;
+    if (!applied_hash || owner_fd >= 0 || (!lost && !names_networks))
         return;
-    char *script = compose(s, o, device);
-    if (script && nft_run(script, why, sizeof(why)) < 0)
-        log_warn("cannot update the nftables table: %s", why);
+    char *script = compose(s, o, device, false);
+    uint64_t hash = script ? hash_bytes(script, strlen(script)) : applied_hash;
+    if (lost || hash != applied_hash) {
+        if (script && nft_run(script, NULL, why, sizeof(why)) < 0)
+            log_warn("cannot update the nftables table: %s", why);
+        applied_hash = hash;
+    }
     free(script);
 }
 
 int leak_guard_remove(void)
 {
     char why[256];
+    if (owner_fd >= 0)
+        close(owner_fd); /* it goes with it, and nobody else may touch it */
+    owner_fd = -1;
     int error = nft_remove(why, sizeof(why));
     /* Where it cannot be done it could not be made either: no library, no nf_tables. */
     if (error == -EIO)

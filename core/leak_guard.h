@@ -14,8 +14,9 @@
  */
 bool leak_guard_apply(struct route_session *s, struct journal *j, const struct options *o,
                       const char *device);
-/* Networks have changed: where the table names them (kill switch), write it anew. */
-void leak_guard_refresh(struct route_session *s, const struct options *o, const char *device);
+/* Write the table anew where networks that it names have changed, or it was `lost`. */
+void leak_guard_refresh(struct route_session *s, const struct options *o, const char *device,
+                        bool lost);
 
 /* For undoing. 0 or -errno. */
 int leak_guard_remove(void);

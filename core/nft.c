@@ -6,8 +6,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <linux/netlink.h>
 
 #include "core/routing.h"
 
@@ -216,11 +219,14 @@ static bool put_cgroups(struct script *s, const struct options *o, const char *d
 }
 
 size_t nft_compose(const struct options *o, const char *device, const struct network_list *networks,
-                   const char *cgroup_mount, char *out, size_t size, const char **problem)
+                   const char *cgroup_mount, bool owned, char *out, size_t size,
+                   const char **problem)
 {
     struct script s = {.text = out, .size = size};
     *problem = NULL;
     put(&s, "add table inet culvert\ndelete table inet culvert\ntable inet culvert {\n");
+    if (owned)
+        put(&s, "  flags owner\n");
     put_captured(&s, o, networks);
     if (!put_cgroups(&s, o, device, cgroup_mount, problem))
         return 0;
@@ -258,34 +264,88 @@ static bool open_library(struct library *lib)
     return lib->ctx_new && lib->buffer_error && lib->run && lib->error;
 }
 
-/* In the child. Its exit status is 0, or the errno that the parent returns. */
-static int run_here(const char *script, int why_fd)
+/* The socket that the library has opened: it does not tell, but there is no other of its kind. */
+static int find_netlink_socket(void)
 {
-    struct library lib = {0};
+    enum { LOOK_UP_TO = 256 };
+    for (int fd = 0; fd < LOOK_UP_TO; fd++) {
+        int protocol = -1;
+        int domain = -1;
+        socklen_t size = sizeof(int);
+        if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_NETLINK &&
+            getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) == 0 &&
+            protocol == NETLINK_NETFILTER)
+            return fd;
+    }
+    return -1;
+}
+
+static void send_descriptor(int over, int fd)
+{
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = {.bytes = {0}};
+    struct iovec iov = {.iov_base = "", .iov_len = 1};
+    struct msghdr m = {.msg_iov = &iov,
+                       .msg_iovlen = 1,
+                       .msg_control = control.bytes,
+                       .msg_controllen = sizeof(control.bytes)};
+    struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(c), &fd, sizeof(fd));
+    (void)sendmsg(over, &m, MSG_NOSIGNAL);
+}
+
+/* In the child. Its exit status is 0, or the errno that the parent returns. */
+static int run_here(const char *script, int report_fd)
+{
+    struct library lib;
+    for (int fd; (fd = find_netlink_socket()) >= 0;)
+        close(fd); /* the parent's */
     if (!open_library(&lib))
         return ENOSYS;
     struct nft_ctx *ctx = lib.ctx_new(0);
     if (!ctx || lib.buffer_error(ctx) != 0)
         return ENOMEM;
-    if (lib.run(ctx, script) == 0)
+    if (lib.run(ctx, script) == 0) {
+        send_descriptor(report_fd, find_netlink_socket());
         return 0;
+    }
     const char *text = lib.error(ctx);
     if (text)
-        (void)!write(why_fd, text, strcspn(text, "\n"));
+        (void)!write(report_fd, text, strcspn(text, "\n"));
     return EIO;
 }
 
-static void read_why(int fd, char *why, size_t size)
+/* What the child has to say: the reason of a failure, or a socket. */
+static int receive_report(int fd, char *why, size_t size)
 {
-    ssize_t n = read(fd, why, size - 1);
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    struct iovec iov = {.iov_base = why, .iov_len = size - 1};
+    struct msghdr m = {.msg_iov = &iov,
+                       .msg_iovlen = 1,
+                       .msg_control = control.bytes,
+                       .msg_controllen = sizeof(control.bytes)};
+    ssize_t n = recvmsg(fd, &m, MSG_CMSG_CLOEXEC);
     why[n > 0 ? n : 0] = '\0';
+    const struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&m) : NULL;
+    int received = -1;
+    if (c && c->cmsg_type == SCM_RIGHTS)
+        memcpy(&received, CMSG_DATA(c), sizeof(received));
+    return received;
 }
 
-int nft_run(const char *script, char *why, size_t size)
+int nft_run(const char *script, int *socket, char *why, size_t size)
 {
     int ends[2];
     why[0] = '\0';
-    if (pipe(ends) < 0)
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
         return -errno;
     pid_t pid = fork();
     if (pid < 0) {
@@ -296,8 +356,12 @@ int nft_run(const char *script, char *why, size_t size)
     if (pid == 0)
         _exit(run_here(script, ends[1]));
     close(ends[1]);
-    read_why(ends[0], why, size);
+    int received = receive_report(ends[0], why, size);
     close(ends[0]);
+    if (socket)
+        *socket = received;
+    else if (received >= 0)
+        close(received);
     int status = 0;
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
         continue;
@@ -306,5 +370,5 @@ int nft_run(const char *script, char *why, size_t size)
 
 int nft_remove(char *why, size_t size)
 {
-    return nft_run("add table inet culvert\ndelete table inet culvert\n", why, size);
+    return nft_run("add table inet culvert\ndelete table inet culvert\n", NULL, why, size);
 }

@@ -42,6 +42,7 @@ bool up_watch_open(struct up *up)
     sigset_t set = watched_signals();
     up->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     up->events_fd = route_events_open();
+    up->nft_fd = nft_events_open();
     up->watch_fd = resolvconf_watch(up->resolvconf.path);
     if (up->signal_fd >= 0 && up->events_fd >= 0)
         return true;
@@ -51,7 +52,7 @@ bool up_watch_open(struct up *up)
 
 void up_watch_close(struct up *up)
 {
-    const int fds[] = {up->signal_fd, up->events_fd, up->watch_fd};
+    const int fds[] = {up->signal_fd, up->events_fd, up->nft_fd, up->watch_fd};
     for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
         if (fds[i] > 0)
             close(fds[i]);
@@ -87,7 +88,14 @@ static void on_route_events(struct up *up)
     if (events & (ROUTE_EVENT_OURS_LOST | ROUTE_EVENT_LINKS))
         (void)routing_apply(up->routes, &up->options, up->base, up->ifindex);
     if (events & (ROUTE_EVENT_ROUTES | ROUTE_EVENT_LINKS))
-        leak_guard_refresh(up->routes, &up->options, up->tun.device->name);
+        leak_guard_refresh(up->routes, &up->options, up->tun.device->name, false);
+}
+
+static void on_nft_events(struct up *up)
+{
+    settle();
+    if (nft_events_read(up->nft_fd, "culvert"))
+        leak_guard_refresh(up->routes, &up->options, up->tun.device->name, true);
 }
 
 static void watch_files(const struct up *up)
@@ -125,10 +133,9 @@ static void on_resolvconf(struct up *up)
 int up_watch_run(struct up *up)
 {
     struct pollfd fds[] = {
-        {.fd = up->signal_fd, .events = POLLIN},
-        {.fd = workers_fd(up->workers), .events = POLLIN},
-        {.fd = up->events_fd, .events = POLLIN},
-        {.fd = up->watch_fd, .events = POLLIN},
+        {.fd = up->signal_fd, .events = POLLIN}, {.fd = workers_fd(up->workers), .events = POLLIN},
+        {.fd = up->events_fd, .events = POLLIN}, {.fd = up->watch_fd, .events = POLLIN},
+        {.fd = up->nft_fd, .events = POLLIN},
     };
     watch_files(up);
     int error = 0;
@@ -143,6 +150,8 @@ int up_watch_run(struct up *up)
             on_route_events(up);
         if (error == 0 && fds[3].revents)
             on_resolvconf(up);
+        if (error == 0 && fds[4].revents)
+            on_nft_events(up);
     }
     explain(up, error);
     return EXIT_REFUSED;

@@ -3,6 +3,7 @@
  *
  *   signals    SIGTERM, SIGINT, SIGHUP: stop
  *   rtnetlink  rules or routes of ours that others took away are put back
+ *   nftables   the table that a firewall's reloading flushed is put back
  *   inotify    a resolv.conf that others have written is handed over anew, and it is what comes
  *              back in the end; the worker asks the servers it names
  *
@@ -33,7 +34,7 @@ struct up {
     bool leave_resolvconf;              /* it is not ours to write */
 
     struct workers *workers; /* NULL: not started */
-    int signal_fd, events_fd, watch_fd;
+    int signal_fd, events_fd, nft_fd, watch_fd;
 };
 
 /* Before the first change: from here on signals wait for up_watch_run(). */

@@ -9,6 +9,8 @@
 
 #include <libmnl/libmnl.h>
 #include <linux/fib_rules.h>
+#include <linux/netfilter/nf_tables.h>
+#include <linux/netfilter/nfnetlink.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
 
@@ -399,21 +401,28 @@ int route_each_network(struct route_session *s, uint32_t table,
 
 /* --- events ---------------------------------------------------------------------------------- */
 
-int route_events_open(void)
+static int open_groups(int protocol, uint32_t groups)
 {
-    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_ROUTE);
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol);
     if (fd < 0)
         return -errno;
-    struct sockaddr_nl sa = {
-        .nl_family = AF_NETLINK,
-        .nl_groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE | RTMGRP_IPV4_RULE |
-                     1u << (RTNLGRP_IPV6_RULE - 1),
-    };
+    struct sockaddr_nl sa = {.nl_family = AF_NETLINK, .nl_groups = groups};
     if (bind(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0)
         return fd;
     int error = -errno;
     close(fd);
     return error;
+}
+
+int route_events_open(void)
+{
+    return open_groups(NETLINK_ROUTE, RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE |
+                                          RTMGRP_IPV4_RULE | 1u << (RTNLGRP_IPV6_RULE - 1));
+}
+
+int nft_events_open(void)
+{
+    return open_groups(NETLINK_NETFILTER, 1u << (NFNLGRP_NFTABLES - 1));
 }
 
 static unsigned event_of(const struct nlmsghdr *h)
@@ -453,5 +462,39 @@ unsigned route_events_read(int fd)
         const struct nlmsghdr *h = (const struct nlmsghdr *)(const void *)buffer;
         for (; mnl_nlmsg_ok(h, left); h = mnl_nlmsg_next(h, &left))
             events |= event_of(h);
+    }
+}
+
+/* Is it about a table of that name? */
+static bool is_about(const struct nlmsghdr *h, const char *table)
+{
+    if (mnl_nlmsg_get_payload_len(h) < sizeof(struct nfgenmsg))
+        return false;
+    const struct nlattr *attr =
+        find_attr(h, sizeof(struct nfgenmsg), NFTA_TABLE_NAME, strlen(table) + 1);
+    return attr && mnl_attr_validate(attr, MNL_TYPE_NUL_STRING) >= 0 &&
+           strcmp(mnl_attr_get_str(attr), table) == 0;
+}
+
+bool nft_events_read(int fd, const char *table)
+{
+    _Alignas(NLMSG_ALIGNTO) char buffer[BUFFER_SIZE];
+    bool deleted = false;
+    for (;;) {
+        ssize_t n = recv(fd, buffer, sizeof(buffer), 0);
+        if (n < 0 && errno == ENOBUFS) {
+            deleted = true; /* perhaps */
+            continue;
+        }
+        if (n <= 0)
+            return deleted;
+        int left = (int)n;
+        const struct nlmsghdr *h = (const struct nlmsghdr *)(const void *)buffer;
+        for (; mnl_nlmsg_ok(h, left); h = mnl_nlmsg_next(h, &left)) {
+            bool made = h->nlmsg_type == (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE);
+            bool gone = h->nlmsg_type == (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_DELTABLE);
+            if ((made || gone) && is_about(h, table))
+                deleted = gone;
+        }
     }
 }

@@ -85,6 +85,14 @@ enum {
 
 /* A non-blocking netlink socket that hears of changes; close() it. -errno on failure. */
 int route_events_open(void);
+/*
+ * The same for nftables: hears of tables that are deleted (`nft flush ruleset`, as when a firewall
+ * is loaded anew). -errno on failure: a kernel without it.
+ */
+int nft_events_open(void);
+/* Has a table of that name been deleted since the last call, and not been made again? */
+bool nft_events_read(int fd, const char *table);
+
 /* What has happened since the last call, as ROUTE_EVENT_ bits. All of them after an overrun. */
 unsigned route_events_read(int fd);
 

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import time
 
 import pytest
 
@@ -87,6 +88,9 @@ def test_killed_one_is_undone_by_down(desktop, lab, serve):
     wait_for(lambda: "culvert0" not in desktop.space.links(), "the device is gone")
     exchange(desktop.space, lab.world4)  # direct again
     exchange(desktop.space, lab.world6)
+    started = time.monotonic()  # resolv.conf still names us first: unreachable, at once
+    done = desktop.space.run("getent", "ahosts", "v4.test")
+    assert done.stdout.startswith("10.88.0.2 ") and time.monotonic() - started < 2
     done = desktop.down()
     assert done.returncode == 0, done.stderr
     desktop.assert_state(before)

@@ -83,6 +83,22 @@ def test_rules_that_others_take_away_come_back(desktop, lab, serve):
     assert len(desktop_rules) == len(before)
 
 
+def test_nftables_that_a_firewall_flushes_come_back(desktop, serve):
+    before = desktop.state()
+    with desktop.up(serve.url, "--kill-switch"):
+        table = desktop.space.run("nft", "list", "ruleset").stdout
+        assert "table inet culvert" in table
+        for _ in range(2):
+            desktop.space.run("nft", "flush", "ruleset")
+            wait_for(lambda: desktop.space.run("nft", "list", "ruleset").stdout == table,
+                     "the table is back", 3)
+        desktop.space.ip("route add 172.31.0.0/24 via 192.168.50.9")
+        wait_for(lambda: "172.31.0.0/24 accept" in desktop.space.run("nft", "list", "ruleset").stdout,
+                 "a new network is direct", 3)
+        desktop.space.ip("route del 172.31.0.0/24")
+    desktop.assert_state(before)
+
+
 def test_worker_is_replaced(desktop, lab, serve):
     before = desktop.state()
     with desktop.up(serve.url) as up:

@@ -182,6 +182,7 @@ def test_forwarded_packets(desktop, lab, serve):
         exchange(inner, lab.world4)
     desktop.assert_state(before)
     desktop.space.sysctl("net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
+    desktop.space.ip("link del vm0")
     inner.close()
 
 
