@@ -47,12 +47,10 @@ static int open_socket(struct attempt *a, const struct outbound_options *outboun
 {
     const int on = 1, off = 0;
     *sa_len = endpoint_to_sockaddr(&a->peer, sa);
-    a->fd = socket(sa->ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (a->fd < 0)
-        return errno;
-    int error = outbound_prepare_socket(a->fd, outbound);
-    if (error < 0)
-        return -error;
+    int fd = outbound_open(outbound, sa->ss_family, SOCK_STREAM);
+    if (fd < 0)
+        return -fd;
+    a->fd = fd;
     setsockopt(a->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)); /* slower without, that is all */
     /*
      * We speak first, at once: the ACK that ends the handshake rides on the greeting, and the ACKs

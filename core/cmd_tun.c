@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <string.h>
 
+#include "core/confine.h"
 #include "core/probe.h"
 #include "core/say.h"
 #include "core/tun_setup.h"
@@ -60,6 +61,12 @@ static bool check_surroundings(const struct options *o)
     if (interface[0] != '\0' && link_index(interface) < 0)
         log_warn("no interface %s now; connections to the proxy will fail until it is there",
                  interface);
+    struct confine_user user;
+    const char *no_user = confine_find_user(o->user, &user);
+    if (no_user) {
+        say("cannot run as user %s: %s; choose another with --user", o->user, no_user);
+        return false;
+    }
     const char *error = probe_resolve(&o->proxy, &o->outbound);
     if (!error)
         return true;

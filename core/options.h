@@ -118,6 +118,7 @@ struct options {
 
     /* every socket towards the world */
     struct outbound_options outbound;
+    const char *user;          /* whom workers run as; NULL: nobody, where we are root */
     const char *resolver_conf; /* where the proxy's name is resolved; NULL: /etc/resolv.conf */
     struct up_options up;
     struct run_options run;

@@ -244,6 +244,15 @@ const struct option_spec option_table[] = {
                 "authentication.",
     },
     {
+        .name = "user",
+        .kind = OPTION_PATH,
+        .argument = "NAME",
+        .commands = TUN,
+        .offset = FIELD(user),
+        .help = "The user that the processes run as that read packets and the proxy's answers. "
+                "Default: nobody where culvert is started as root.",
+    },
+    {
         .name = "mark",
         .kind = OPTION_NUMBER,
         .argument = "N",

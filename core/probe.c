@@ -56,17 +56,15 @@ static int try_address(struct probe *p, const struct addr *a)
     struct endpoint to = {.addr = *a, .port = p->url->port};
     struct sockaddr_storage sa;
     socklen_t sa_len = endpoint_to_sockaddr(&to, &sa);
-    p->fd = socket(sa.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (p->fd < 0)
-        return errno;
-    int error = outbound_prepare_socket(p->fd, p->outbound);
-    if (error < 0)
-        return -error;
+    int fd = outbound_open(p->outbound, sa.ss_family, SOCK_STREAM);
+    if (fd < 0)
+        return -fd;
+    p->fd = fd;
     if (connect(p->fd, (struct sockaddr *)&sa, sa_len) == 0)
         return 0;
     if (errno != EINPROGRESS)
         return errno;
-    error = loop_watch(p->loop, &p->io, p->fd, LOOP_WRITE, on_connected, p);
+    int error = loop_watch(p->loop, &p->io, p->fd, LOOP_WRITE, on_connected, p);
     if (error < 0)
         return -error;
     loop_timer_start(p->loop, &p->timer, p->outbound->connect_timeout_ms, on_timeout, p);

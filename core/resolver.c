@@ -21,12 +21,14 @@
 #include <ares.h>
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "core/base/log.h"
 #include "core/base/map.h"
@@ -206,12 +208,29 @@ static void on_socket_state(void *arg, ares_socket_t fd, int readable, int writa
     loop_watch(c->resolver->loop, &s->io, fd, what, on_socket_ready, s);
 }
 
+/* Put one of the broker's in the place of a socket that c-ares has made. 0 or -errno. */
+static int replace_socket(int fd, int type, const struct outbound_options *outbound)
+{
+    int family = 0;
+    socklen_t len = sizeof(family);
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &len) < 0)
+        return -errno;
+    int made = outbound_open(outbound, family, type);
+    if (made < 0)
+        return made;
+    int error = dup3(made, fd, O_CLOEXEC) < 0 ? -errno : 0;
+    close(made);
+    return error;
+}
+
 /* Before connect(): the mark decides the route. A query that cannot be marked is not sent. */
 static int on_socket_created(ares_socket_t fd, int type, void *arg)
 {
-    (void)type;
-    struct channel *c = arg;
-    return outbound_prepare_socket(fd, c->resolver->options) < 0 ? -1 : 0;
+    const struct channel *c = arg;
+    const struct outbound_options *outbound = c->resolver->options;
+    if (outbound->broker)
+        return replace_socket(fd, type, outbound) < 0 ? -1 : 0;
+    return outbound_prepare_socket(fd, outbound) < 0 ? -1 : 0;
 }
 
 static void channel_free(struct channel *c)

@@ -18,8 +18,14 @@ struct outbound_options {
     char bind_interface[16]; /* SO_BINDTODEVICE, empty: none */
     bool allow_loopback;     /* may direct:// and serve lead to the host's own loopback? */
     unsigned connect_timeout_ms;
+    struct broker *broker; /* who makes the sockets (core/broker.h); NULL: this process */
 };
-/* Apply mark and interface to a socket. 0 or -errno. */
+/*
+ * A socket towards the world, non-blocking and close-on-exec, of `family` and `type` (SOCK_STREAM,
+ * SOCK_DGRAM), with mark and interface applied. The descriptor, or -errno.
+ */
+int outbound_open(const struct outbound_options *options, int family, int type);
+/* Apply mark and interface to a socket of one's own. 0 or -errno. */
 int outbound_prepare_socket(int fd, const struct outbound_options *options);
 /*
  * Let the kernel notice a peer of the TCP socket `fd` that has vanished, after two minutes of

@@ -71,17 +71,16 @@ int udp_socket_open(struct udp_socket *s, int family, const struct endpoint *pee
                     const struct outbound_options *outbound)
 {
     int on = 1;
-    int fd = socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int fd = outbound_open(outbound, family, SOCK_DGRAM);
     if (fd < 0)
-        return -errno;
-    int error = outbound_prepare_socket(fd, outbound);
-    if (error == 0 && peer)
-        error = connect_socket(fd, peer);
+        return fd;
+    int error = peer ? connect_socket(fd, peer) : 0;
     if (error < 0) {
         close(fd);
         return error;
     }
-    enlarge_buffers(fd);
+    if (!outbound->broker) /* whose sockets have large ones already */
+        enlarge_buffers(fd);
     (void)setsockopt(fd, SOL_UDP, UDP_GRO, &on, sizeof(on)); /* Linux 5.0; without it, no runs */
     s->fd = fd;
     s->gso_limit = UINT32_MAX;

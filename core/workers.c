@@ -1,5 +1,5 @@
 /*
- * Theory: a worker is known by one pipe, whose write end nobody else holds. It writes its report,
+ * Theory: a child is known by one pipe, whose write end nobody else holds. It writes its report,
  * an int: 0 when it relays, later -errno when it has to give up. The end of the file is its
  * death, whatever the cause, and needs neither SIGCHLD nor pidfd_open(2) to be noticed; so
  * callers may use signals as they like.
@@ -8,10 +8,13 @@
  *   both      --EOF-->    DEAD      or gone for good, where it reported an error or was asked to
  *   DEAD      --timer-->  STARTING  at once after the first death, later and later after further
  *
- * A worker dies with this process, even when that is killed: PR_SET_PDEATHSIG.
+ * Where we have privileges that a worker lacks for its sockets, a broker goes with it
+ * (core/broker.h), a child that ends as the worker does and whose death ends the worker. Both give
+ * up all else that we have (core/confine.h), and die with this process even when it is killed.
  */
 #include "core/workers.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -21,12 +24,17 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include <linux/capability.h>
+
 #include "core/base/log.h"
+#include "core/broker.h"
+#include "core/confine.h"
 
 enum {
     DEATHS_MAX = 5, /* within DEATHS_MS: it makes no sense to go on */
@@ -38,10 +46,15 @@ enum {
 
 enum worker_state { WORKER_NONE, WORKER_STARTING, WORKER_RELAYING, WORKER_DEAD };
 
-struct process {
+/* A process and the pipe that tells of it. */
+struct child {
+    pid_t pid;     /* 0: none */
+    int report_fd; /* -1: none */
+};
+
+struct slot {
     enum worker_state state;
-    pid_t pid;
-    int report_fd;                /* -1: none */
+    struct child worker, broker;
     uint64_t start_at_ms;         /* DEAD */
     uint64_t died_ms[DEATHS_MAX]; /* a ring, 0: never */
     unsigned deaths;
@@ -49,11 +62,17 @@ struct process {
 
 struct workers {
     const struct options *options;
+    struct confine_user user;
+    bool with_broker;
     int epoll_fd, timer_fd;
     size_t count;
-    struct process processes[WORKERS_MAX];
+    struct slot slots[WORKERS_MAX];
     struct device *queues[WORKERS_MAX];
 };
+
+/* What epoll says: the index of a slot, for its worker; plus TAG_BROKER; or the timer. */
+enum { TAG_BROKER = 1 << 16, TAG_TIMER = 1 << 17 };
+static_assert((int)WORKERS_MAX <= (int)TAG_BROKER, "an index is no tag");
 
 static uint64_t now_ms(void)
 {
@@ -62,45 +81,94 @@ static uint64_t now_ms(void)
     return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
-/* --- in the worker's process ------------------------------------------------------------------ */
+/*
+ * Its pipe has ended. One that has closed it and lives on is no use, and must not keep us. A child
+ * that was just forked may still hold the read end too, so closing does not take it off epoll.
+ */
+static int collect(const struct workers *w, struct child *child)
+{
+    int status = 0;
+    (void)epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, child->report_fd, NULL);
+    close(child->report_fd);
+    (void)kill(child->pid, SIGKILL);
+    while (waitpid(child->pid, &status, 0) < 0 && errno == EINTR)
+        continue;
+    *child = (struct child){.report_fd = -1};
+    return status;
+}
+
+/* --- in the children -------------------------------------------------------------------------- */
+
+/* What a child keeps of what it was born with. */
+struct belongings {
+    struct workers *w;
+    size_t index;
+    int report_fd;
+    int broker_fd; /* its end of the pair; -1: none */
+};
 
 static bool report(int fd, int error)
 {
     return write(fd, &error, sizeof(error)) == (ssize_t)sizeof(error);
 }
 
-/* Control-C goes to all of a terminal's processes, and it is the supervisor that stops. */
+/*
+ * Everything is set up, no packet has been read. Control-C goes to all of a terminal's
+ * processes, and it is the supervisor that stops.
+ */
 static int on_relaying(void *arg)
 {
-    const int *report_fd = arg;
+    const struct belongings *b = arg;
     sigset_t interrupt;
     sigemptyset(&interrupt);
     sigaddset(&interrupt, SIGINT);
     (void)sigprocmask(SIG_BLOCK, &interrupt, NULL);
-    return report(*report_fd, 0) ? 0 : -EPIPE; /* whom to report to has died */
+    int error = confine_calls(CONFINE_WORKER);
+    if (error < 0)
+        return error;
+    return report(b->report_fd, 0) ? 0 : -EPIPE; /* whom to report to has died */
 }
 
-/* The other workers' descriptors are none of ours: each must see the end of its pipe. */
-static void close_others(const struct workers *w, size_t index)
+static int confine(const struct belongings *b, uint64_t capabilities, int device_fd)
 {
-    close(w->epoll_fd);
-    close(w->timer_fd);
-    for (size_t i = 0; i < w->count; i++) {
-        if (w->processes[i].report_fd >= 0)
-            close(w->processes[i].report_fd);
-        if (i != index)
-            close(w->queues[i]->fd);
-    }
+    const int kept[] = {b->report_fd, b->broker_fd, device_fd};
+    const struct confine_plan plan = {
+        .user = b->w->user,
+        .descriptors = kept,
+        .descriptor_count = sizeof(kept) / sizeof(kept[0]),
+        .resolver_conf = b->w->options->resolver_conf,
+        .capabilities = capabilities,
+    };
+    return confine_process(&plan);
 }
 
-static int work(struct workers *w, size_t index, int report_fd)
+static int be_worker(struct belongings *b)
 {
-    close_others(w, index);
-    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
-        return 1;
-    int error = worker_run(w->queues[index], w->options, on_relaying, &report_fd);
+    (void)prctl(PR_SET_NAME, "culvert-worker", 0, 0, 0);
+    struct device *queue = b->w->queues[b->index];
+    struct broker broker = {.fd = b->broker_fd};
+    struct options options = *b->w->options;
+    options.outbound.broker = b->broker_fd >= 0 ? &broker : NULL;
+    int error = confine(b, 0, queue->fd);
+    if (error == 0)
+        error = worker_run(queue, &options, on_relaying, b);
+    else
+        log_error("cannot give up privileges: %s", strerror(-error));
+    options_wipe(&options);
     if (error != 0)
-        (void)report(report_fd, error);
+        (void)report(b->report_fd, error);
+    return error == 0 ? 0 : 1;
+}
+
+static int be_broker(struct belongings *b)
+{
+    const uint64_t kept = UINT64_C(1) << CAP_NET_ADMIN | UINT64_C(1) << CAP_NET_RAW;
+    (void)prctl(PR_SET_NAME, "culvert-broker", 0, 0, 0);
+    int error = confine(b, kept, -1);
+    if (error == 0)
+        error = confine_calls(CONFINE_BROKER);
+    if (error == 0)
+        broker_serve(b->broker_fd, &b->w->options->outbound);
     return error == 0 ? 0 : 1;
 }
 
@@ -112,29 +180,56 @@ static int watch(const struct workers *w, int fd, uint32_t tag)
     return epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
-static int start_worker(struct workers *w, size_t index)
+/* Fork a child that goes on in `be`. 0 or -errno; a child that is not watched finds that out. */
+static int start_child(struct child *child, struct belongings *b, int (*be)(struct belongings *b),
+                       uint32_t tag)
 {
-    struct process *p = &w->processes[index];
     int ends[2];
     if (pipe2(ends, O_CLOEXEC) < 0)
         return -errno;
     pid_t pid = fork();
     if (pid == 0) {
         close(ends[0]);
-        exit(work(w, index, ends[1]));
+        b->report_fd = ends[1];
+        exit(be(b));
     }
-    int error = pid < 0 ? -errno : 0;
+    int error = pid < 0 ? -errno : watch(b->w, ends[0], tag);
     close(ends[1]);
-    if (error == 0)
-        error = watch(w, ends[0], (uint32_t)index);
     if (error < 0) {
         close(ends[0]);
-        return error; /* a worker that there is finds nobody to report to */
+        return error;
     }
-    p->pid = pid;
-    p->report_fd = ends[0];
-    p->state = WORKER_STARTING;
+    *child = (struct child){.pid = pid, .report_fd = ends[0]};
     return 0;
+}
+
+static int start_with_broker(struct workers *w, size_t index)
+{
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+        return -errno;
+    struct slot *s = &w->slots[index];
+    struct belongings worker = {.w = w, .index = index, .broker_fd = pair[0]};
+    struct belongings broker = {.w = w, .index = index, .broker_fd = pair[1]};
+    int error = start_child(&s->broker, &broker, be_broker, (uint32_t)index + TAG_BROKER);
+    if (error == 0)
+        error = start_child(&s->worker, &worker, be_worker, (uint32_t)index);
+    close(pair[0]);
+    close(pair[1]);
+    return error;
+}
+
+static int start_worker(struct workers *w, size_t index)
+{
+    struct slot *s = &w->slots[index];
+    struct belongings alone = {.w = w, .index = index, .broker_fd = -1};
+    if (s->broker.pid > 0)
+        (void)collect(w, &s->broker); /* the last worker's, on its way out */
+    int error = w->with_broker ? start_with_broker(w, index)
+                               : start_child(&s->worker, &alone, be_worker, (uint32_t)index);
+    if (error == 0)
+        s->state = WORKER_STARTING;
+    return error;
 }
 
 struct workers *workers_new(struct device *const *queues, size_t count,
@@ -144,14 +239,16 @@ struct workers *workers_new(struct device *const *queues, size_t count,
     if (!w)
         return NULL;
     w->options = options;
+    w->with_broker = confine_has_capability(CAP_NET_ADMIN) || options->outbound.mark != 0;
     w->count = count;
     for (size_t i = 0; i < count; i++) {
         w->queues[i] = queues[i];
-        w->processes[i].report_fd = -1;
+        w->slots[i].worker.report_fd = w->slots[i].broker.report_fd = -1;
     }
     w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     w->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-    if (w->epoll_fd >= 0 && w->timer_fd >= 0 && watch(w, w->timer_fd, WORKERS_MAX) == 0)
+    if (w->epoll_fd >= 0 && w->timer_fd >= 0 && watch(w, w->timer_fd, TAG_TIMER) == 0 &&
+        !confine_find_user(options->user, &w->user))
         return w;
     workers_free(w);
     return NULL;
@@ -160,7 +257,7 @@ struct workers *workers_new(struct device *const *queues, size_t count,
 static bool all_relay(const struct workers *w)
 {
     for (size_t i = 0; i < w->count; i++) {
-        if (w->processes[i].state != WORKER_RELAYING)
+        if (w->slots[i].state != WORKER_RELAYING)
             return false;
     }
     return true;
@@ -169,13 +266,13 @@ static bool all_relay(const struct workers *w)
 /* --- dying ------------------------------------------------------------------------------------ */
 
 /* When one that has just died is started anew: 0, or the delay in ms; -1: it died too often. */
-static int note_death(struct process *p, uint64_t now)
+static int note_death(struct slot *s, uint64_t now)
 {
-    uint64_t *oldest = &p->died_ms[p->deaths++ % DEATHS_MAX];
+    uint64_t *oldest = &s->died_ms[s->deaths++ % DEATHS_MAX];
     *oldest = now;
     int recent = 0;
     for (size_t i = 0; i < DEATHS_MAX; i++)
-        recent += p->died_ms[i] != 0 && now - p->died_ms[i] < DEATHS_MS;
+        recent += s->died_ms[i] != 0 && now - s->died_ms[i] < DEATHS_MS;
     if (recent >= DEATHS_MAX)
         return -1;
     return recent <= 1 ? 0 : DELAY_MS << (recent - 2);
@@ -185,9 +282,9 @@ static void arm_timer(const struct workers *w)
 {
     uint64_t next = 0;
     for (size_t i = 0; i < w->count; i++) {
-        const struct process *p = &w->processes[i];
-        if (p->state == WORKER_DEAD && (next == 0 || p->start_at_ms < next))
-            next = p->start_at_ms;
+        const struct slot *s = &w->slots[i];
+        if (s->state == WORKER_DEAD && (next == 0 || s->start_at_ms < next))
+            next = s->start_at_ms;
     }
     const struct itimerspec at = {
         .it_value = {.tv_sec = (time_t)(next / 1000), .tv_nsec = (long)(next % 1000 * 1000000)},
@@ -195,72 +292,75 @@ static void arm_timer(const struct workers *w)
     (void)timerfd_settime(w->timer_fd, TFD_TIMER_ABSTIME, &at, NULL);
 }
 
-/*
- * Its pipe has ended. One that has closed it and lives on is no use, and must not keep us. A worker
- * that was just forked may still hold the read end too, so closing does not take it off epoll.
- */
-static int collect(const struct workers *w, struct process *p)
-{
-    int status = 0;
-    (void)epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, p->report_fd, NULL);
-    close(p->report_fd);
-    p->report_fd = -1;
-    (void)kill(p->pid, SIGKILL);
-    while (waitpid(p->pid, &status, 0) < 0 && errno == EINTR)
-        continue;
-    p->pid = 0;
-    p->state = WORKER_NONE;
-    return status;
-}
-
 static int on_death(struct workers *w, size_t index)
 {
-    struct process *p = &w->processes[index];
-    int status = collect(w, p);
+    struct slot *s = &w->slots[index];
+    int status = collect(w, &s->worker);
     uint64_t now = now_ms();
-    int delay = note_death(p, now);
+    int delay = note_death(s, now);
+    const char *then = delay < 0 ? "" : ": starting another";
     if (WIFSIGNALED(status))
         log_error("worker %zu was ended by signal %d (%s)%s", index, WTERMSIG(status),
-                  strsignal(WTERMSIG(status)), delay < 0 ? "" : ": starting another");
+                  strsignal(WTERMSIG(status)), then);
     else
-        log_error("worker %zu has ended with status %d%s", index, WEXITSTATUS(status),
-                  delay < 0 ? "" : ": starting another");
+        log_error("worker %zu has ended with status %d%s", index, WEXITSTATUS(status), then);
     if (delay < 0) {
         log_error("workers died %d times within %d seconds: giving up", DEATHS_MAX,
                   DEATHS_MS / 1000);
         return -ECHILD;
     }
-    p->state = WORKER_DEAD;
-    p->start_at_ms = now + (uint64_t)delay;
+    s->state = WORKER_DEAD;
+    s->start_at_ms = now + (uint64_t)delay;
     return 0;
+}
+
+/* A broker goes before its worker only by accident, and the worker cannot do without. */
+static void on_broker_end(struct workers *w, size_t index)
+{
+    struct slot *s = &w->slots[index];
+    (void)collect(w, &s->broker);
+    if (s->worker.pid > 0)
+        (void)kill(s->worker.pid, SIGKILL);
 }
 
 static int on_report(struct workers *w, size_t index)
 {
-    struct process *p = &w->processes[index];
+    struct slot *s = &w->slots[index];
     int error = 0;
     ssize_t n;
     do
-        n = read(p->report_fd, &error, sizeof(error));
+        n = read(s->worker.report_fd, &error, sizeof(error));
     while (n < 0 && errno == EINTR);
     if (n != (ssize_t)sizeof(error))
         return on_death(w, index);
     if (error == 0)
-        p->state = WORKER_RELAYING;
+        s->state = WORKER_RELAYING;
     return error < 0 ? error : 0;
+}
+
+static int on_event(struct workers *w, uint32_t tag)
+{
+    uint64_t expiries;
+    if (tag == TAG_TIMER)
+        (void)!read(w->timer_fd, &expiries, sizeof(expiries));
+    else if (tag & TAG_BROKER)
+        on_broker_end(w, tag - TAG_BROKER);
+    else
+        return on_report(w, tag);
+    return 0;
 }
 
 static int start_due(struct workers *w)
 {
     uint64_t now = now_ms();
     for (size_t i = 0; i < w->count; i++) {
-        struct process *p = &w->processes[i];
-        if (p->state != WORKER_DEAD || p->start_at_ms > now)
+        struct slot *s = &w->slots[i];
+        if (s->state != WORKER_DEAD || s->start_at_ms > now)
             continue;
         int error = start_worker(w, i);
         if (error < 0) {
             log_error("cannot start a worker: %s", strerror(-error));
-            p->start_at_ms = now + 1000; /* memory or processes may come back */
+            s->start_at_ms = now + 1000; /* memory or processes may come back */
         }
     }
     arm_timer(w);
@@ -279,14 +379,8 @@ static int turn(struct workers *w, int timeout_ms)
     struct epoll_event events[EVENTS_MAX];
     int n = epoll_wait(w->epoll_fd, events, EVENTS_MAX, timeout_ms);
     int error = 0;
-    for (int i = 0; i < n && error == 0; i++) {
-        if (events[i].data.u32 == WORKERS_MAX) {
-            uint64_t expiries;
-            (void)!read(w->timer_fd, &expiries, sizeof(expiries));
-        } else {
-            error = on_report(w, events[i].data.u32);
-        }
-    }
+    for (int i = 0; i < n && error == 0; i++)
+        error = on_event(w, events[i].data.u32);
     return error;
 }
 
@@ -313,48 +407,36 @@ int workers_start(struct workers *w)
 
 /* --- stopping --------------------------------------------------------------------------------- */
 
-static bool any_left(const struct workers *w)
+/* Read on what is in its pipe until that ends, then collect it. */
+static void await_end(const struct workers *w, struct child *child, uint64_t deadline)
 {
-    for (size_t i = 0; i < w->count; i++) {
-        if (w->processes[i].pid > 0)
-            return true;
-    }
-    return false;
-}
-
-static void signal_all(const struct workers *w, int signo)
-{
-    for (size_t i = 0; i < w->count; i++) {
-        if (w->processes[i].pid > 0)
-            (void)kill(w->processes[i].pid, signo);
-    }
-}
-
-/* Read on what is in a pipe until it ends; the process is collected then. */
-static void await_end(const struct workers *w, struct process *p, uint64_t deadline)
-{
-    while (p->pid > 0) {
+    while (child->pid > 0) {
         uint64_t now = now_ms();
-        struct pollfd fd = {.fd = p->report_fd, .events = POLLIN};
+        struct pollfd fd = {.fd = child->report_fd, .events = POLLIN};
         int ready = poll(&fd, 1, now < deadline ? (int)(deadline - now) : 0);
         int unused;
-        if (ready > 0 && read(p->report_fd, &unused, sizeof(unused)) > 0)
+        if (ready > 0 && read(child->report_fd, &unused, sizeof(unused)) > 0)
             continue;
         if (ready == 0)
             log_warn("a worker does not stop: killing it");
         if (ready >= 0 || errno != EINTR)
-            (void)collect(w, p);
+            (void)collect(w, child);
     }
 }
 
 void workers_stop(struct workers *w)
 {
-    if (!w || !any_left(w))
+    if (!w)
         return;
-    signal_all(w, SIGTERM);
+    for (size_t i = 0; i < w->count; i++) {
+        if (w->slots[i].worker.pid > 0)
+            (void)kill(w->slots[i].worker.pid, SIGTERM);
+    }
     uint64_t deadline = now_ms() + STOP_MS;
-    for (size_t i = 0; i < w->count; i++)
-        await_end(w, &w->processes[i], deadline);
+    for (size_t i = 0; i < w->count; i++) {
+        await_end(w, &w->slots[i].worker, deadline);
+        await_end(w, &w->slots[i].broker, deadline);
+    }
 }
 
 void workers_free(struct workers *w)

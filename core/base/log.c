@@ -53,6 +53,11 @@ int log_open_file(const char *path)
     return 0;
 }
 
+int log_descriptor(void)
+{
+    return log_fd;
+}
+
 /* A line being put together; what does not fit is cut off. */
 struct line {
     char bytes[LINE_MAX_BYTES];

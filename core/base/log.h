@@ -23,6 +23,8 @@ void log_set_level(enum log_level level);
 bool log_level_parse(const char *name, enum log_level *out);
 /* Append to `path` instead of stderr. 0 or -errno. */
 int log_open_file(const char *path);
+/* Where lines go: stderr, or the file's descriptor. */
+int log_descriptor(void);
 
 /* One line without its newline. A full disk or a closed stderr loses the line, never the process.
  */

@@ -106,9 +106,23 @@ class Culvert:
         for pid in self.tree():
             os.kill(pid, signo)
 
+    def children(self, name):
+        """The pids of those it started that go by a name, in that order."""
+        found = []
+        for pid in self.tree()[1:]:
+            try:
+                with open(f"/proc/{pid}/comm", encoding="ascii") as file:
+                    if file.read().strip() == name:
+                        found.append(pid)
+            except OSError:
+                pass
+        return found
+
     def workers(self):
-        """The pids of its workers: its children, in the order in which they were started."""
-        return self.tree()[1:]
+        return self.children("culvert-worker")
+
+    def brokers(self):
+        return self.children("culvert-broker")
 
     def cpu_seconds(self):
         """User and system time of all its processes."""

@@ -251,10 +251,8 @@ def test_suspended_and_resumed(lab, rude, rude_tunnel):
 def test_descriptors_run_out(lab, serve):
     """More flows than descriptors: refusals and a line, no spin, and it recovers."""
     space = lab.client()
-    tunnel = lab.tunnel(serve.url, app=space, route=True)
-    limit = tunnel.descriptors() + 20
-    for pid in tunnel.tree():
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+    tunnel = lab.tunnel(serve.url, app=space, route=True,
+                        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
     socks, failed = [], 0
     for _ in range(60):
         try:
