@@ -18,7 +18,13 @@
 #include "core/flows.h"
 #include "core/probe.h"
 
-enum { OWN_ADDRESSES_MAX = OPTIONS_LIST_MAX };
+enum {
+    OWN_ADDRESSES_MAX = OPTIONS_LIST_MAX,
+    TRIM_AFTER_MS =
+        1000, /* from the last thing to be timed; what is given back costs page faults */
+    TRIM_QUIET_TURNS = 50,
+    TRIM_PUT_OFF_MAX = 10,
+};
 
 struct run {
     struct worker worker;
@@ -28,6 +34,9 @@ struct run {
     uint64_t full_turn;  /* the last turn in which the device filled the batch */
     unsigned batch;      /* packets to read next time */
     uint64_t tick_at_ms; /* what worker.tick is armed for */
+    struct loop_timer trim;
+    uint64_t trim_turn; /* in which `trim` was started */
+    unsigned trim_put_off;
     struct probe *probe; /* warns where the proxy is not there */
 };
 
@@ -124,16 +133,42 @@ static void on_device(void *arg, unsigned ready)
     adapt_batch(r, (unsigned)n);
 }
 
+static void plan_trim(struct run *r);
+
+/*
+ * A burst of flows is over: what it took is given back. Not between two of many small exchanges,
+ * which would ask for it again at once.
+ */
+static void on_trim(void *arg)
+{
+    struct run *r = arg;
+    if (r->turn - r->trim_turn > TRIM_QUIET_TURNS && r->trim_put_off < TRIM_PUT_OFF_MAX) {
+        r->trim_put_off++;
+        plan_trim(r);
+        return;
+    }
+    r->trim_put_off = 0;
+    tcp_flows_trim(r->worker.tcp);
+    stack_trim(r->worker.stack);
+    malloc_trim(0);
+}
+
+static void plan_trim(struct run *r)
+{
+    if (r->trim.pending)
+        return;
+    r->trim_turn = r->turn;
+    loop_timer_start(r->worker.loop, &r->trim, TRIM_AFTER_MS, on_trim, r);
+}
+
 static void on_tick(void *arg)
 {
     struct run *r = arg;
     struct worker *w = &r->worker;
     r->tick_at_ms = UINT64_MAX;
     stack_tick(w->stack, loop_now(w->loop));
-    if (stack_next_tick(w->stack) == UINT64_MAX) {
-        tcp_flows_trim(w->tcp);
-        malloc_trim(0); /* a burst of flows is over: what it took is given back */
-    }
+    if (stack_next_tick(w->stack) == UINT64_MAX)
+        plan_trim(r);
 }
 
 /* At each turn's end: a timer that fires early costs less than one that is always moved. */
@@ -229,6 +264,7 @@ static void finish(struct run *r)
     probe_free(r->probe);
     loop_ignore(&w->device_io);
     loop_timer_stop(&w->tick);
+    loop_timer_stop(&r->trim);
     loop_signal_ignore(&r->term);
     loop_signal_ignore(&r->interrupt);
     if (w->stack) {

@@ -245,8 +245,11 @@ void stack_tick(struct stack *s, uint64_t now_ms)
     aftermath_tick(s);
     conn_tell_ready(s);
     s->ops->batch_end(s->ctx);
-    if (list_empty(&s->busy))
-        rx_buffers_trim(s);
+}
+
+void stack_trim(struct stack *s)
+{
+    rx_buffers_trim(s);
 }
 
 /* --- UDP -------------------------------------------------------------------------------------- */

@@ -122,6 +122,9 @@ int stack_receive(struct stack *s, unsigned max_packets, uint64_t now_ms);
  */
 uint64_t stack_next_tick(const struct stack *s);
 void stack_tick(struct stack *s, uint64_t now_ms);
+/* Give the pooled receive buffers back, up to 12 MB after a burst; they are made anew when needed.
+ */
+void stack_trim(struct stack *s);
 const struct stack_counters *stack_counters(const struct stack *s);
 
 /* --- TCP ------------------------------------------------------------------------------------ */
