@@ -68,9 +68,9 @@ static int try_table(const struct options *o, char *why, size_t size)
     if (wants_cgroups(o) && !nft_cgroup_mount(mount, sizeof(mount))) {
         (void)snprintf(why, size, "cgroup v2 is not mounted here");
         error = EIO;
-    } else if (script && nft_compose(o, o->tun_name, &networks, mount, script, NFT_SCRIPT_MAX,
-                                     &problem) > 0) {
-        error = -nft_run(script, why, size);
+    } else if (script && nft_compose(o, o->tun_name, &networks, mount, !o->up.kill_switch, script,
+                                     NFT_SCRIPT_MAX, &problem) > 0) {
+        error = -nft_run(script, NULL, why, size);
     } else if (script) {
         (void)snprintf(why, size, "cgroup %s cannot be matched", problem ? problem : "");
         error = EIO;
