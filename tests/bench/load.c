@@ -4,11 +4,11 @@
  *
  *   load serve ADDR PORT                          echoes TCP and UDP until killed
  *   load rr ADDR PORT CONNS SIZE SECONDS          round trips on held connections
- *   load crr ADDR PORT CONNS SECONDS              connect, exchange 100 bytes, close; CONNS at a time
- *   load udp ADDR PORT SIZE RATE SECONDS          datagrams at RATE a second, echoed
- *   load udpgso ADDR PORT SIZE RATE SECONDS       the same, sent in super-packets (UDP_SEGMENT)
- *   load hold ADDR PORT CONNS                     opens idle connections, holds them until stdin ends
- *   load sources ADDR PORT COUNT                  a datagram from each of COUNT sources, then the same
+ *   load crr ADDR PORT CONNS SECONDS              connect, exchange 100 bytes, close; CONNS at a
+ * time load udp ADDR PORT SIZE RATE SECONDS          datagrams at RATE a second, echoed load udpgso
+ * ADDR PORT SIZE RATE SECONDS       the same, sent in super-packets (UDP_SEGMENT) load hold ADDR
+ * PORT CONNS                     opens idle connections, holds them until stdin ends load sources
+ * ADDR PORT COUNT                  a datagram from each of COUNT sources, then the same
  *
  * The result is one line of JSON on stdout.
  */
@@ -118,7 +118,8 @@ static void report(uint64_t count, double seconds)
            (unsigned long long)errors);
 }
 
-/* --- the server ---------------------------------------------------------------------------------- */
+/* --- the server ----------------------------------------------------------------------------------
+ */
 
 static void echo_stream(int fd)
 {
@@ -188,7 +189,8 @@ static void serve(void)
     }
 }
 
-/* --- TCP load ------------------------------------------------------------------------------------ */
+/* --- TCP load ------------------------------------------------------------------------------------
+ */
 
 static void start_connect(int epoll, struct client *c)
 {
@@ -296,7 +298,8 @@ static void hold(size_t conns)
         continue;
 }
 
-/* --- UDP load ------------------------------------------------------------------------------------- */
+/* --- UDP load
+ * ------------------------------------------------------------------------------------- */
 
 static uint64_t take_echoes(int fd)
 {
