@@ -8,11 +8,12 @@ import secrets
 import socket
 import time
 
+import dns.message
 import pytest
 
 import lab as laboratory
 import streams
-from lab import Tunnel, wait_for
+from lab import Culvert, Tunnel, wait_for
 from servers import TcpServer, resetting
 from streams import MIB
 from test_udp import echoed
@@ -119,18 +120,29 @@ def test_resets_and_half_closes(lab, direct):
         assert sock.recv(1) == b""
 
 
-def test_own_loopback_is_refused(lab, direct):
-    """A name that leads to 127.0.0.1 or ::1 must not reach the host's private services."""
-    reached = []
-    own = TcpServer(direct.app, reached.append)
-    lab.mid_dns.zone["trap4.test"] = ["127.0.0.1"]
-    lab.mid_dns.zone["trap6.test"] = ["::1"]
-    for name in ("trap4.test", "trap6.test"):
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_own_loopback(lab, address, allowed):
+    """A name that leads to the host's own loopback must not reach its private services."""
+    name = "trap4.test" if address == "127.0.0.1" else "trap6.test"
+    lab.world_dns.zone[name] = [address]
+    options = ["--allow-loopback"] if allowed else []
+    with TcpServer(lab.mid, lambda sock: sock.sendall(b"private")) as own, \
+            Culvert(lab.mid, "tun", *options, "direct://") as process:
+        process.wait_ready()  # mid has no other way to the fake range than the device
+        with lab.mid.udp(timeout=5) as sock:
+            sock.sendto(dns.message.make_query(name, "A").to_wire(), ("198.18.0.2", 53))
+            fake = dns.message.from_wire(sock.recv(4096)).answer[0][0].to_text()
+        if allowed:
+            with lab.mid.connect(fake, own.port) as sock:
+                assert sock.recv(100) == b"private"
+            return
+        begin = time.monotonic()
         with pytest.raises(OSError) as failure:
-            direct.app.connect(fake_address(direct, name), own.port)
+            lab.mid.connect(fake, own.port)
         assert failure.value.errno == errno.EHOSTUNREACH, "is not told as prohibited"
-    assert not reached
-    own.close()
+        assert time.monotonic() - begin < 2
+        assert not own.peers, "a private service was reached"
 
 
 def test_nothing_is_left(lab, direct):

@@ -165,6 +165,29 @@ def test_failures_are_always_fast(lab, rude, rude_tunnel):
     assert slowest < AT_ONCE, f"one connect() of 900 took {slowest:.2f} s to fail"
 
 
+@pytest.mark.parametrize("host, protocol, kind", [("world4", 0x0800, (9, 1, 3)),
+                                                  ("world6", 0x86DD, (6, 58, 1))])
+def test_unreachable_is_said_again(lab, rude, rude_tunnel, host, protocol, kind):
+    """... which takes saying it more than once: whether the first was heard cannot be known."""
+    rude.reply = 4
+    at, next_header, message = kind
+    with rude_tunnel.app.inside():
+        watch = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(protocol))
+    with watch:
+        watch.bind((rude_tunnel.device, protocol))
+        watch.settimeout(0.5)
+        assert_fails(rude_tunnel.app, getattr(lab, host), HOST)
+        said = 0
+        try:
+            while said < 2:
+                packet = watch.recv(2000)
+                header_len = 20 if protocol == 0x0800 else 40
+                said += packet[at] == next_header and packet[header_len] == message
+        except TimeoutError:
+            pass
+        assert said == 2, f"host unreachable was said {said} time(s)"
+
+
 def test_connect_waits_for_the_proxy(lab, rude, rude_tunnel):
     """Longer than the SYN's first repetition, which must not become a second CONNECT."""
     rude.delay = {"request": 1.5}
