@@ -168,6 +168,16 @@ char *check_describe_dial(const struct dial_result *result, char text[CHECK_DIAL
     return text;
 }
 
+bool check_is_fake(const struct check *c, const struct addr *a)
+{
+    const struct cidr_list *ranges = &c->options->fake_ranges;
+    for (size_t i = 0; i < ranges->count; i++) {
+        if (cidr_contains(&ranges->items[i], a))
+            return true;
+    }
+    return false;
+}
+
 bool check_is_direct(const struct check *c)
 {
     return c->options->proxy.scheme == PROXY_SCHEME_DIRECT;

@@ -61,6 +61,8 @@ enum dial_status check_dial(struct check *c, enum socks5_command command,
 /* How a dial failed, in words: "refused by the proxy (connection refused)". */
 enum { CHECK_DIAL_TEXT_MAX = 160 };
 char *check_describe_dial(const struct dial_result *result, char text[CHECK_DIAL_TEXT_MAX]);
+/* Is it one of the addresses that a culvert which is up answers names with? */
+bool check_is_fake(const struct check *c, const struct addr *a);
 bool check_is_direct(const struct check *c);
 
 void check_random(void *out, size_t len);

@@ -20,21 +20,12 @@ __attribute__((format(printf, 2, 3))) static void add(struct check_result *r, co
     va_end(args);
 }
 
-static bool is_fake(const struct options *o, const struct addr *a)
-{
-    for (size_t i = 0; i < o->fake_ranges.count; i++) {
-        if (cidr_contains(&o->fake_ranges.items[i], a))
-            return true;
-    }
-    return false;
-}
-
 static void judge_addresses(const struct check *c, struct check_result *r)
 {
     char text[ADDR_TEXT_MAX];
     for (size_t i = 0; i < c->addrs.count; i++) {
         add(r, "%s%s", i == 0 ? " is " : ", ", addr_format(&c->addrs.addrs[i], text));
-        if (!is_fake(c->options, &c->addrs.addrs[i]))
+        if (!check_is_fake(c, &c->addrs.addrs[i]))
             continue;
         r->verdict = CHECK_FAIL;
         check_remedy(r,
@@ -54,7 +45,7 @@ void check_name(struct check *c, struct check_result *r)
     if (url->host_is_addr) {
         c->addrs = (struct resolver_answer){.count = 1, .addrs = {url->addr}};
         check_say(r, CHECK_OK, "%s is an address", url->host);
-        if (is_fake(c->options, &url->addr)) {
+        if (check_is_fake(c, &url->addr)) {
             r->verdict = CHECK_FAIL;
             check_remedy(r, "it lies in the range of fake addresses: give up another --fake-range");
         }

@@ -148,6 +148,14 @@ static bool take_dns(void *arg, const struct socks5_datagram *d)
     return check_is_dns_answer(d->payload, d->payload_len, *id);
 }
 
+/* NULL: there is an association. Resolvers may be out of its reach, and others not. */
+static const char *udp_is_missing(const struct check *c)
+{
+    if (why_not(c))
+        return why_not(c);
+    return c->udp_fd >= 0 ? NULL : "no association";
+}
+
 void check_udp_answer(struct check *c, struct check_result *r)
 {
     const struct options *o = c->options;
@@ -155,8 +163,8 @@ void check_udp_answer(struct check *c, struct check_result *r)
     uint8_t query[CHECK_QUERY_MAX];
     uint16_t id = 0;
     char text[ENDPOINT_TEXT_MAX];
-    if (c->udp_fd < 0) {
-        check_say(r, CHECK_SKIPPED, "%s", why_not(c) ? why_not(c) : "no association");
+    if (udp_is_missing(c)) {
+        check_say(r, CHECK_SKIPPED, "%s", udp_is_missing(c));
         return;
     }
     check_random(&id, sizeof(id));
@@ -165,7 +173,6 @@ void check_udp_answer(struct check *c, struct check_result *r)
     double began = check_now();
     int error = ask(c, &q, c->timeout_ms < ANSWER_MAX_MS ? c->timeout_ms : (unsigned)ANSWER_MAX_MS);
     if (error == 0) {
-        c->udp_works = true;
         check_say(r, CHECK_OK, "%s answers a DNS query after %.1f ms",
                   endpoint_format(&o->dns_server, text), check_now() - began);
         return;
@@ -216,7 +223,7 @@ static struct target locate(struct check *c, const struct host_port *h, unsigned
     struct resolver_answer answer;
     if (h->is_addr)
         return to;
-    if (!check_resolve(c, h->name, ms, &answer)) {
+    if (!check_resolve(c, h->name, ms, &answer) || check_is_fake(c, &answer.addrs[0])) {
         to.name = h->name;
         return to;
     }
@@ -270,13 +277,6 @@ static void judge_filtering(const struct check *c, struct check_result *r,
         check_remedy(r, "not full cone: what others begin (games, calls between peers) fails or "
                         "takes a detour. The proxy, or the NAT or firewall before it, filters");
     }
-}
-
-static const char *udp_is_missing(const struct check *c)
-{
-    if (why_not(c))
-        return why_not(c);
-    return c->udp_works ? NULL : "no UDP answers";
 }
 
 void check_udp_filtering(struct check *c, struct check_result *r)

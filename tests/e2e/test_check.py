@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from desktop import Desktop
 from lab import CULVERT, DIRECT, SANITIZER_ENV, FINDINGS
 from netns import Namespace, veth, wait_for
 from proxies import start_microsocks, start_ssh_d
@@ -374,11 +375,18 @@ def test_no_udp(lab, app, rude, how):
 def test_udp_leads_nowhere(lab, app, rude):
     """UDP ASSOCIATE succeeds, and no datagram comes back."""
     rude.udp_mangle = lambda datagram: []
-    result = check(lab, app, rude_url(rude), "--connect-timeout", "2")
+    result = check(lab, app, rude_url(rude), "--connect-timeout", "1")
     assert result.status == 0
     assert result.verdicts("udp-associate", "udp-answer") == ["ok", "warn"]
     assert result.verdicts("udp-filtering", "udp-mapping") == ["skipped"] * 2
     assert result.seconds < 10
+
+
+def test_udp_without_dns(lab, app, serve, stun):
+    """A proxy whose host may not ask resolvers over UDP relays the rest all the same."""
+    result = check(lab, app, serve.url, "--dns-server", lab.dead4, "--connect-timeout", "1")
+    assert result.verdicts("udp-associate", "udp-answer") == ["ok", "warn"]
+    assert result.verdicts("udp-filtering", "udp-mapping") == ["ok", "ok"]
 
 
 def test_relay_address_that_names_none(lab, app, rude, stun):
@@ -564,6 +572,34 @@ def test_direct(lab):
     space.close()
     assert result.verdicts("name", "login", "udp-associate") == ["skipped"] * 3
     assert result.verdict("route-loop") == "ok"
+
+
+# --- beside up ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def desktop(lab):
+    with Desktop(lab) as made:
+        yield made
+
+
+def test_up_works_as_said_and_check_works_beside_it(lab, desktop, serve, stun):
+    """A culvert that is up does not carry the check: the proxy is reached past it."""
+    assert check(lab, desktop.space, serve.url).status == 0
+    process = desktop.up(serve.url)
+    try:
+        with desktop.space.connect(lab.world4, 7) as sock:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+        dials = process.log
+        beside = check(lab, desktop.space, serve.url)
+        assert set(beside.verdicts(*PROXY_STEPS)) == {"ok"}, beside.out
+        assert beside.status == 0
+        assert process.log == dials
+        named = check(lab, desktop.space, f"socks5://proxy.test:{serve.port}")
+        assert named.verdict("name") == "fail" and named.says("name", "stop the culvert that is up")
+    finally:
+        process.stop()
 
 
 # --- the command line -----------------------------------------------------------------------------
