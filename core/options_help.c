@@ -51,9 +51,9 @@ static void print_program(void)
     puts("Usage:");
     for (size_t i = 0; i < command_count; i++) {
         const struct command_spec *c = &command_table[i];
-        printf("    culvert %-6s %-20s %s\n", c->name, c->usage, c->summary);
+        printf("    culvert %-6s %-26s %s\n", c->name, c->usage, c->summary);
     }
-    puts("    culvert PROXY_URL                   the same as culvert up PROXY_URL\n"
+    puts("    culvert PROXY_URL                         the same as culvert up PROXY_URL\n"
          "    culvert --version\n\n"
          "See culvert COMMAND --help for a command's options.\n\n"
          "Exit status: 0 stopped on request; 1 the environment refused; 2 the command line is\n"

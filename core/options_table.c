@@ -464,7 +464,7 @@ const struct command_spec command_table[] = {
         .name = "run",
         .command = COMMAND_RUN,
         .wants_proxy = true,
-        .usage = "[options] PROXY_URL -- CMD ...",
+        .usage = "[options] PROXY_URL -- CMD",
         .summary = "run one command, and all it starts, through the proxy; no root needed",
         .help =
             "CMD gets a network of its own that leads nowhere but into the proxy: TCP, UDP and "
@@ -478,7 +478,8 @@ const struct command_spec command_table[] = {
             "environment's ALL_PROXY or all_proxy counts. CMD does not see variables that "
             "name the same proxy: it needs none.\n"
             "Exit status: CMD's own, 128+N where signal N killed it, 127 where there is no such "
-            "command, 126 where it cannot be executed; 1 and 2 as below.\n"
+            "command, 126 where it cannot be executed, 1 where the environment refuses, 2 where "
+            "the command line is wrong.\n"
             "Wants user namespaces and /dev/net/tun readable and writable for the user, or "
             "root.",
     },

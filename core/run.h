@@ -66,9 +66,11 @@ _Noreturn void run_reaper(struct run_job *job);
 /* run_attach.c: --netns and --pid; the exit status. */
 int run_attach(const struct options *options);
 
-/* run_parts.c: a descriptor over a Unix socket (unix(7), SCM_RIGHTS). 0 or the descriptor, else
- * -errno; -ECONNRESET when the other side has closed without sending any. */
-int run_send_descriptor(int sock, int fd);
-int run_receive_descriptor(int sock);
+/*
+ * run_parts.c: a device's descriptor and MTU over a Unix socket (unix(7), SCM_RIGHTS). 0, or the
+ * descriptor, else -errno; -ECONNRESET when the other side has closed without sending any.
+ */
+int run_send_device(int sock, const struct device *device);
+int run_receive_device(int sock, unsigned *mtu);
 
 #endif

@@ -117,9 +117,11 @@ static _Noreturn void stay_within(struct attach *a)
     char byte;
     run_close(&a->sock[0]);
     bool made = enter(a) && tun_setup_open(&setup) && sandbox_route(setup.device->name, true) &&
-                run_send_descriptor(a->sock[1], setup.device->fd) == 0;
+                run_send_device(a->sock[1], setup.device) == 0;
     while (made && recv(a->sock[1], &byte, 1, 0) < 0 && errno == EINTR)
         ;
+    if (setup.device && setup.existed)
+        sandbox_unroute(setup.device->name);
     tun_setup_undo(&setup);
     _exit(made ? EXIT_STOPPED : EXIT_REFUSED);
 }
@@ -140,11 +142,12 @@ static int announce(void *arg)
 static int relay(struct attach *a)
 {
     const struct options *o = a->options;
-    int fd = run_receive_descriptor(a->sock[0]);
+    unsigned mtu = 0;
+    int fd = run_receive_device(a->sock[0], &mtu);
     if (fd < 0)
         return EXIT_REFUSED; /* the child has said why */
     int error = 0;
-    a->device = device_tun_adopt(fd, o->mtu, o->offload, &error);
+    a->device = device_tun_adopt(fd, mtu, o->offload, &error);
     if (a->device) {
         error = workers_run(&a->device, 1, o, announce, a);
         notify_service_manager("STOPPING=1");

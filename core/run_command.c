@@ -62,7 +62,7 @@ static void restore_environment(const struct options *o)
 static bool hand_over(struct run_job *job, const struct device *device)
 {
     char ready;
-    if (run_send_descriptor(job->handover[1], device->fd) < 0)
+    if (run_send_device(job->handover[1], device) < 0)
         return false;
     ssize_t n;
     do

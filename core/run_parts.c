@@ -16,10 +16,10 @@ union control {
     char bytes[CMSG_SPACE(sizeof(int))];
 };
 
-int run_send_descriptor(int sock, int fd)
+int run_send_device(int sock, const struct device *device)
 {
-    char byte = 0;
-    struct iovec iov = {.iov_base = &byte, .iov_len = 1};
+    unsigned mtu = device->mtu;
+    struct iovec iov = {.iov_base = &mtu, .iov_len = sizeof(mtu)};
     union control control = {0};
     struct msghdr message = {
         .msg_iov = &iov,
@@ -30,15 +30,14 @@ int run_send_descriptor(int sock, int fd)
     struct cmsghdr *c = CMSG_FIRSTHDR(&message);
     c->cmsg_level = SOL_SOCKET;
     c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof(fd));
-    memcpy(CMSG_DATA(c), &fd, sizeof(fd));
-    return sendmsg(sock, &message, MSG_NOSIGNAL) == 1 ? 0 : -errno;
+    c->cmsg_len = CMSG_LEN(sizeof(device->fd));
+    memcpy(CMSG_DATA(c), &device->fd, sizeof(device->fd));
+    return sendmsg(sock, &message, MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
-int run_receive_descriptor(int sock)
+int run_receive_device(int sock, unsigned *mtu)
 {
-    char byte;
-    struct iovec iov = {.iov_base = &byte, .iov_len = 1};
+    struct iovec iov = {.iov_base = mtu, .iov_len = sizeof(*mtu)};
     union control control = {0};
     struct msghdr message = {
         .msg_iov = &iov,
@@ -52,7 +51,7 @@ int run_receive_descriptor(int sock)
     while (n < 0 && errno == EINTR);
     if (n < 0)
         return -errno;
-    const struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    const struct cmsghdr *c = n == (ssize_t)sizeof(*mtu) ? CMSG_FIRSTHDR(&message) : NULL;
     if (!c || c->cmsg_type != SCM_RIGHTS || c->cmsg_len != CMSG_LEN(sizeof(int)))
         return -ECONNRESET;
     int fd;

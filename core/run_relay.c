@@ -58,12 +58,12 @@ static void leave_session(struct run_job *job)
 
 static struct device *take_device(const struct run_job *job)
 {
-    const struct options *o = job->options;
-    int fd = run_receive_descriptor(job->handover[0]);
+    unsigned mtu = 0;
+    int fd = run_receive_device(job->handover[0], &mtu);
     if (fd == -ECONNRESET)
         return NULL; /* the command's process has ended, and said why */
     int error = fd;
-    struct device *d = fd < 0 ? NULL : device_tun_adopt(fd, o->mtu, o->offload, &error);
+    struct device *d = fd < 0 ? NULL : device_tun_adopt(fd, mtu, job->options->offload, &error);
     if (d)
         return d;
     say("cannot take the TUN device over: %s", strerror(-error));

@@ -155,34 +155,48 @@ static bool enter_namespaces(void)
 
 enum { METRIC_FIRST = 1 };
 
-static int route_text(const char *name, const char *destination)
+/* All of a family, and its halves, which outdo a default route that others have. */
+static const char *const ranges[][3] = {
+    {"0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1"},
+    {"::/0", "::/1", "8000::/1"},
+};
+
+typedef int route_fn(const char *name, const struct cidr *destination, uint32_t metric);
+
+static int change_route(route_fn *change, const char *name, const char *destination)
 {
     struct cidr range;
-    bool v4 = strchr(destination, ':') == NULL;
     if (!cidr_parse(destination, &range))
         return -EINVAL;
-    /* IPv4's default is 0, before all others; IPv6's is 1024. */
-    return link_add_route(name, &range, v4 ? 0 : METRIC_FIRST);
+    /* IPv4's own default is 0, before all others; IPv6's is 1024. */
+    return change(name, &range, addr_is_v4(&range.addr) ? 0 : METRIC_FIRST);
 }
 
-/* A default route that others have with the same metric is outdone by two more specific ones. */
-static int route_family(const char *name, const char *all, const char *low, const char *high)
+static int route_family(const char *name, const char *const family[3])
 {
-    int error = route_text(name, all);
+    int error = change_route(link_add_route, name, family[0]);
     if (error != -EEXIST)
         return error;
-    error = route_text(name, low);
-    return error == 0 ? route_text(name, high) : error;
+    error = change_route(link_add_route, name, family[1]);
+    return error == 0 ? change_route(link_add_route, name, family[2]) : error;
+}
+
+void sandbox_unroute(const char *name)
+{
+    for (size_t family = 0; family < 2; family++) {
+        for (size_t i = 0; i < 3; i++)
+            (void)change_route(link_delete_route, name, ranges[family][i]);
+    }
 }
 
 bool sandbox_route(const char *name, bool others)
 {
-    int error = route_family(name, "0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1");
+    int error = route_family(name, ranges[0]);
     if (error < 0) {
         say("cannot route IPv4 into %s: %s", name, strerror(-error));
         return false;
     }
-    error = route_family(name, "::/0", "::/1", "8000::/1");
+    error = route_family(name, ranges[1]);
     if (error == 0 || error == -EAFNOSUPPORT || error == -EOPNOTSUPP)
         return true;
     if (others) {

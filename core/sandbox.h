@@ -34,5 +34,7 @@ bool sandbox_enter(struct tun_setup *setup);
  * may be default routes of others, which must not count any more. False: the user has been told.
  */
 bool sandbox_route(const char *name, bool others);
+/* Take these routes away from a device that stays. */
+void sandbox_unroute(const char *name);
 
 #endif

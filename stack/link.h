@@ -24,6 +24,8 @@ int link_delete_address(const char *name, const struct cidr *address);
  * -EEXIST when there is a route to it of that metric already, into whatever link.
  */
 int link_add_route(const char *name, const struct cidr *destination, uint32_t metric);
+/* Only one that link_add_route() made is deleted; -ESRCH when there is none. */
+int link_delete_route(const char *name, const struct cidr *destination, uint32_t metric);
 /* Is `a` an address of another link than `name`? Writes that link's name. */
 bool link_address_in_use(const struct addr *a, const char *name, char other[16]);
 

@@ -354,14 +354,15 @@ int link_delete_address(const char *name, const struct cidr *address)
     return change_address(name, address, RTM_DELADDR, 0);
 }
 
-int link_add_route(const char *name, const struct cidr *destination, uint32_t metric)
+static int change_route(const char *name, const struct cidr *destination, uint32_t metric,
+                        uint16_t type, uint16_t flags)
 {
     int index = link_index(name);
     if (index < 0)
         return index;
     bool v4 = addr_is_v4(&destination->addr);
     struct request r;
-    request_begin(&r, RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL);
+    request_begin(&r, type, (uint16_t)(NLM_F_ACK | flags));
     struct rtmsg *message = mnl_nlmsg_put_extra_header(r.header, sizeof(*message));
     message->rtm_family = v4 ? AF_INET : AF_INET6;
     message->rtm_dst_len = destination->prefix;
@@ -376,6 +377,16 @@ int link_add_route(const char *name, const struct cidr *destination, uint32_t me
     if (metric > 0)
         mnl_attr_put_u32(r.header, RTA_PRIORITY, metric);
     return talk(&r, NULL, NULL);
+}
+
+int link_add_route(const char *name, const struct cidr *destination, uint32_t metric)
+{
+    return change_route(name, destination, metric, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL);
+}
+
+int link_delete_route(const char *name, const struct cidr *destination, uint32_t metric)
+{
+    return change_route(name, destination, metric, RTM_DELROUTE, 0);
 }
 
 /* Who has `wanted`, other than the link `own`? */

@@ -105,6 +105,10 @@ static void test_routes(void **state)
         static uint8_t buffer[PACKET_BUFFER_SIZE];
         struct packet p = {.buffer = buffer};
         assert_true(platform_read(d, &p, PLATFORM_WAIT_MS));
+        assert_int_equal(link_add_route("five", &destination, 5), -EEXIST);
+        assert_int_equal(link_delete_route("five", &destination, 5), 0);
+        assert_int_equal(link_delete_route("five", &destination, 5), -ESRCH);
+        assert_true(sendto(fd, "x", 1, 0, (struct sockaddr *)&sa, len) < 0);
         close(fd);
     }
     device_close(d);
