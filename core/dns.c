@@ -32,7 +32,8 @@ enum {
 struct dns {
     struct loop *loop;
     enum dns_mode mode;
-    struct fakedns *fake; /* DNS_FAKE only */
+    struct fakedns *fake;     /* DNS_FAKE only */
+    struct fakedns *own_fake; /* the same, where it is not shared */
     struct dns_cache *cache;
     struct dns_forward *forward;
     struct link queries; /* dns_query: who waits */
@@ -247,8 +248,10 @@ struct dns *dns_new(struct loop *loop, struct proxy *proxy, const struct dns_con
     if (d->mode == DNS_RELAY)
         return d;
     if (d->mode == DNS_FAKE) {
-        d->fake = fakedns_new(config->fake_ranges, config->fake_range_count, config->own_addresses,
-                              config->own_address_count);
+        d->own_fake = config->fake ? NULL
+                                   : fakedns_new(config->fake_ranges, config->fake_range_count,
+                                                 config->own_addresses, config->own_address_count);
+        d->fake = config->fake ? config->fake : d->own_fake;
         if (!d->fake)
             goto fail;
     }
@@ -269,7 +272,7 @@ void dns_free(struct dns *d)
     LIST_EACH (it, &d->queries)
         free_query(CONTAINER_OF(it, struct dns_query, link));
     dns_cache_free(d->cache);
-    fakedns_free(d->fake);
+    fakedns_free(d->own_fake);
     free(d);
 }
 

@@ -22,6 +22,7 @@ struct dns_config {
     size_t fake_range_count;
     const struct addr *own_addresses; /* never handed out */
     size_t own_address_count;
+    struct fakedns *fake; /* shared, stays the caller's, and takes the ranges' place; NULL: none */
 };
 /* NULL when out of memory. */
 struct dns *dns_new(struct loop *loop, struct proxy *proxy, const struct dns_config *config);

@@ -7,14 +7,23 @@
  * application has kept is then most likely nobody's, which is refused, and not somebody else's.
  *
  * A pool lies in one piece of zeroed shared memory, of which only the pages that were used are
- * ever backed. It holds indices, never pointers, so that processes forked after fakedns_new()
- * can share it (under a lock of their own; the hash seed must have been drawn before the fork).
- * The size is bounded by FAKEDNS_NAMES_MAX slots of 272 bytes.
+ * ever backed. It holds indices, never pointers, so that processes forked after it was made can
+ * share it (the hash seed must have been drawn before the fork). The size is bounded by
+ * FAKEDNS_NAMES_MAX slots of 272 bytes, and 4 bytes a slot and user.
+ *
+ * A pool's lock is a word that names its owner. Users that die with it are found by whoever
+ * started them, who marks it abandoned; the next user to take it builds chains and list anew from
+ * the slots, whose names are written before their lengths. A robust mutex of the C library would
+ * do the same, if its owners' thread numbers were unique: in PID namespaces they are not. What is
+ * done under the lock takes microseconds, so those who wait yield or sleep, and nobody wakes them.
  */
 #include "core/fakedns.h"
 
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "core/base/map.h"
 
@@ -25,18 +34,23 @@ enum {
 struct slot {
     uint32_t older, newer; /* references: the list by use, when not held */
     uint32_t chain;        /* reference: next with this hash */
-    uint32_t holds;
-    uint8_t name_len; /* 0: free */
+    uint32_t holds;        /* of all users */
+    uint8_t name_len;      /* 0: free */
     char name[DNS_TEXT_MAX];
 };
 
+/* A lock's owner is its user's number plus one. */
+enum { LOCK_FREE = 0, LOCK_ABANDONED = FAKEDNS_USERS_MAX + 1 };
+enum { LOCK_YIELDS = 100, LOCK_SLEEP_NS = 50000 };
+
 struct pool {
+    _Atomic uint32_t lock;
     uint32_t slot_count;
     uint32_t bucket_count;   /* a power of two */
     uint32_t start;          /* where the first fresh slot was taken */
     uint32_t taken;          /* slots from there on (wrapping round) that are fresh no more */
     uint32_t oldest, newest; /* references */
-    uint32_t words[];        /* the buckets (references), then the slots */
+    uint32_t words[];        /* the buckets (references), then the slots, then each user's holds */
 };
 
 /* The part of a range that slots stand for: its first addresses. */
@@ -54,12 +68,20 @@ struct fakedns {
     size_t range_count;
     struct addr *own;
     size_t own_count;
+    unsigned users, user;
 };
 
 static struct slot *slot_at(struct pool *p, uint32_t index)
 {
     struct slot *slots = (void *)(p->words + p->bucket_count);
     return slots + index;
+}
+
+/* How often this slot is held by one user. */
+static uint32_t *holds_of(struct pool *p, unsigned user, uint32_t index)
+{
+    uint32_t *holds = (void *)slot_at(p, p->slot_count);
+    return holds + (size_t)user * p->slot_count + index;
 }
 
 /* --- slots and addresses -------------------------------------------------------------------- */
@@ -204,8 +226,9 @@ static void remember(struct pool *p, uint32_t index, const char *name, size_t le
 {
     struct slot *s = slot_at(p, index);
     uint32_t *bucket = bucket_of(p, name, len);
-    s->name_len = (uint8_t)len;
     memcpy(s->name, name, len);
+    atomic_signal_fence(memory_order_seq_cst); /* dying here must not leave half a name */
+    s->name_len = (uint8_t)len;
     s->chain = *bucket;
     *bucket = index + 1;
     list_as_newest(p, index);
@@ -224,6 +247,102 @@ static uint32_t take_slot(struct fakedns *f, enum fakedns_family family)
     if (oldest != NONE)
         forget(p, oldest - 1);
     return oldest;
+}
+
+/* --- sharing -------------------------------------------------------------------------------- */
+
+/* Slot number `n` of those that are fresh no more. */
+static uint32_t taken_slot(const struct pool *p, uint32_t n)
+{
+    return (p->start + n) % p->slot_count;
+}
+
+/* All but the slots themselves may be in any state. */
+static void rebuild(const struct fakedns *f, struct pool *p)
+{
+    memset(p->words, 0, p->bucket_count * sizeof(p->words[0]));
+    p->oldest = p->newest = NONE;
+    for (uint32_t n = 0; n < p->taken; n++) {
+        uint32_t index = taken_slot(p, n);
+        struct slot *s = slot_at(p, index);
+        s->older = s->newer = s->chain = NONE;
+        s->holds = 0;
+        if (s->name_len == 0)
+            continue;
+        for (unsigned user = 0; user < f->users; user++)
+            s->holds += *holds_of(p, user, index);
+        uint32_t *bucket = bucket_of(p, s->name, s->name_len);
+        s->chain = *bucket;
+        *bucket = index + 1;
+        if (s->holds == 0)
+            list_as_newest(p, index);
+    }
+}
+
+static void wait_a_moment(unsigned tries)
+{
+    const struct timespec moment = {.tv_nsec = LOCK_SLEEP_NS};
+    if (tries < LOCK_YIELDS)
+        (void)sched_yield();
+    else
+        (void)nanosleep(&moment, NULL);
+}
+
+static void lock(const struct fakedns *f, struct pool *p)
+{
+    for (unsigned tries = 0;; tries++) {
+        uint32_t seen = LOCK_FREE;
+        if (atomic_compare_exchange_strong(&p->lock, &seen, f->user + 1))
+            return;
+        if (seen == LOCK_ABANDONED &&
+            atomic_compare_exchange_strong(&p->lock, &seen, f->user + 1)) {
+            rebuild(f, p);
+            return;
+        }
+        wait_a_moment(tries);
+    }
+}
+
+static void unlock(struct pool *p)
+{
+    atomic_store(&p->lock, LOCK_FREE);
+}
+
+static void release_all(struct fakedns *f, struct pool *p)
+{
+    for (uint32_t n = 0; n < p->taken; n++) {
+        uint32_t index = taken_slot(p, n);
+        uint32_t *mine = holds_of(p, f->user, index);
+        struct slot *s = slot_at(p, index);
+        if (*mine == 0)
+            continue;
+        s->holds -= *mine < s->holds ? *mine : s->holds;
+        *mine = 0;
+        if (s->holds == 0)
+            list_as_newest(p, index);
+    }
+}
+
+void fakedns_join(struct fakedns *f, unsigned user)
+{
+    f->user = user;
+    for (int i = 0; i < FAKEDNS_FAMILIES; i++) {
+        struct pool *p = f->pools[i];
+        if (!p)
+            continue;
+        lock(f, p);
+        release_all(f, p);
+        unlock(p);
+    }
+}
+
+void fakedns_user_died(struct fakedns *f, unsigned user)
+{
+    for (int i = 0; i < FAKEDNS_FAMILIES; i++) {
+        uint32_t owner = user + 1;
+        if (f->pools[i])
+            (void)atomic_compare_exchange_strong(&f->pools[i]->lock, &owner, LOCK_ABANDONED);
+    }
 }
 
 /* --- in and out ----------------------------------------------------------------------------- */
@@ -261,7 +380,8 @@ static int make_pool(struct fakedns *f, enum fakedns_family family, uint32_t slo
     uint32_t buckets = 8;
     while (buckets < slots)
         buckets *= 2;
-    size_t bytes = sizeof(struct pool) + buckets * sizeof(uint32_t) + slots * sizeof(struct slot);
+    size_t bytes = sizeof(struct pool) + buckets * sizeof(uint32_t) + slots * sizeof(struct slot) +
+                   (size_t)f->users * slots * sizeof(uint32_t);
     struct pool *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
                           MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED)
@@ -277,6 +397,12 @@ static int make_pool(struct fakedns *f, enum fakedns_family family, uint32_t slo
 struct fakedns *fakedns_new(const struct cidr *ranges, size_t range_count, const struct addr *own,
                             size_t own_count)
 {
+    return fakedns_new_shared(ranges, range_count, own, own_count, 1);
+}
+
+struct fakedns *fakedns_new_shared(const struct cidr *ranges, size_t range_count,
+                                   const struct addr *own, size_t own_count, unsigned users)
+{
     struct fakedns *f = calloc(1, sizeof(*f));
     if (!f)
         return NULL;
@@ -284,6 +410,7 @@ struct fakedns *fakedns_new(const struct cidr *ranges, size_t range_count, const
     f->own = calloc(own_count + 1, sizeof(*f->own));
     if (!f->ranges || !f->own)
         goto fail;
+    f->users = users;
     f->range_count = range_count;
     f->own_count = own_count;
     if (own_count > 0)
@@ -337,41 +464,51 @@ bool fakedns_assign(struct fakedns *f, const char *name, enum fakedns_family fam
     size_t len = strlen(name);
     if (!p || len < 1 || len > DNS_TEXT_MAX)
         return false;
+    lock(f, p);
     uint32_t at = find(p, name, len);
     if (at != NONE) {
         touch(p, at - 1);
     } else {
         at = take_slot(f, family);
-        if (at == NONE)
-            return false;
-        remember(p, at - 1, name, len);
+        if (at != NONE)
+            remember(p, at - 1, name, len);
     }
+    unlock(p);
+    if (at == NONE)
+        return false;
     *out = address_of(f, family, at - 1);
     return true;
 }
 
-/* The slot of an address that is somebody's, or NULL. */
-static struct slot *slot_in_use(struct fakedns *f, const struct addr *a, struct pool **pool,
-                                uint32_t *index)
+/*
+ * The slot of an address that is somebody's, with its pool locked, or NULL with nothing locked.
+ */
+static struct slot *lock_slot(struct fakedns *f, const struct addr *a, struct pool **pool,
+                              uint32_t *index)
 {
     enum fakedns_family family;
     if (!slot_of(f, a, &family, index))
         return NULL;
     *pool = f->pools[family];
     struct slot *s = slot_at(*pool, *index);
-    return s->name_len > 0 ? s : NULL;
+    lock(f, *pool);
+    if (s->name_len > 0)
+        return s;
+    unlock(*pool);
+    return NULL;
 }
 
 bool fakedns_name(struct fakedns *f, const struct addr *a, char name[DNS_TEXT_SIZE])
 {
     struct pool *p;
     uint32_t index;
-    const struct slot *s = slot_in_use(f, a, &p, &index);
+    const struct slot *s = lock_slot(f, a, &p, &index);
     if (!s)
         return false;
     memcpy(name, s->name, s->name_len);
     name[s->name_len] = '\0';
     touch(p, index);
+    unlock(p);
     return true;
 }
 
@@ -379,16 +516,27 @@ void fakedns_hold(struct fakedns *f, const struct addr *a)
 {
     struct pool *p;
     uint32_t index;
-    struct slot *s = slot_in_use(f, a, &p, &index);
-    if (s && s->holds++ == 0)
+    struct slot *s = lock_slot(f, a, &p, &index);
+    if (!s)
+        return;
+    ++*holds_of(p, f->user, index);
+    if (s->holds++ == 0)
         unlist(p, index);
+    unlock(p);
 }
 
 void fakedns_release(struct fakedns *f, const struct addr *a)
 {
     struct pool *p;
     uint32_t index;
-    struct slot *s = slot_in_use(f, a, &p, &index);
-    if (s && s->holds > 0 && --s->holds == 0)
-        list_as_newest(p, index);
+    struct slot *s = lock_slot(f, a, &p, &index);
+    if (!s)
+        return;
+    uint32_t *mine = holds_of(p, f->user, index);
+    if (*mine > 0 && s->holds > 0) {
+        --*mine;
+        if (--s->holds == 0)
+            list_as_newest(p, index);
+    }
+    unlock(p);
 }

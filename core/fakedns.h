@@ -10,7 +10,10 @@
 
 #include "core/dns_name.h"
 
-enum { FAKEDNS_NAMES_MAX = 65536 }; /* of each family, however large the ranges are */
+enum {
+    FAKEDNS_NAMES_MAX = 65536, /* of each family, however large the ranges are */
+    FAKEDNS_USERS_MAX = 64,
+};
 
 enum fakedns_family { FAKEDNS_V4, FAKEDNS_V6, FAKEDNS_FAMILIES };
 
@@ -24,6 +27,17 @@ struct fakedns;
 struct fakedns *fakedns_new(const struct cidr *ranges, size_t range_count, const struct addr *own,
                             size_t own_count);
 void fakedns_free(struct fakedns *f);
+
+/*
+ * The same for `users` processes (1 to FAKEDNS_USERS_MAX) that will be forked. Each of them calls
+ * fakedns_join() with its number, 0 to users - 1, before all else: what its predecessor of that
+ * number held is released. Frees the memory that is its own only.
+ */
+struct fakedns *fakedns_new_shared(const struct cidr *ranges, size_t range_count,
+                                   const struct addr *own, size_t own_count, unsigned users);
+void fakedns_join(struct fakedns *f, unsigned user);
+/* User number `user` has died, perhaps in the middle of a change. Trusts nothing that is shared. */
+void fakedns_user_died(struct fakedns *f, unsigned user);
 
 /* Is there any range of this family? */
 bool fakedns_has(const struct fakedns *f, enum fakedns_family family);

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "core/base/log.h"
+#include "core/fakedns.h"
 #include "core/flows.h"
 #include "core/probe.h"
 
@@ -191,11 +192,34 @@ static void on_signal(void *arg, int signo)
 
 /* --- life ------------------------------------------------------------------------------------- */
 
-static int start_dns(struct worker *w, const struct options *o)
+static void fill_own_addresses(struct addr own[OWN_ADDRESSES_MAX], const struct options *o)
 {
-    struct addr own[OWN_ADDRESSES_MAX];
     for (size_t i = 0; i < o->addresses.count; i++)
         own[i] = o->addresses.items[i].addr;
+}
+
+int worker_shared_init(struct worker_shared *s, const struct options *o, unsigned count)
+{
+    struct addr own[OWN_ADDRESSES_MAX];
+    s->fake = NULL;
+    if (o->dns != DNS_FAKE)
+        return 0;
+    fill_own_addresses(own, o);
+    s->fake = fakedns_new_shared(o->fake_ranges.items, o->fake_ranges.count, own,
+                                 o->addresses.count, count);
+    return s->fake ? 0 : -ENOMEM;
+}
+
+void worker_shared_free(struct worker_shared *s)
+{
+    fakedns_free(s->fake);
+    s->fake = NULL;
+}
+
+static int start_dns(struct worker *w, const struct options *o, struct fakedns *shared)
+{
+    struct addr own[OWN_ADDRESSES_MAX];
+    fill_own_addresses(own, o);
     const struct dns_config config = {
         .mode = o->dns,
         .server = o->dns_server,
@@ -203,6 +227,7 @@ static int start_dns(struct worker *w, const struct options *o)
         .fake_range_count = o->fake_ranges.count,
         .own_addresses = own,
         .own_address_count = o->addresses.count,
+        .fake = shared,
     };
     w->dns = dns_new(w->loop, w->proxy, &config);
     return w->dns ? 0 : -ENOMEM;
@@ -235,7 +260,7 @@ static int watch_signals(struct run *r)
     return error;
 }
 
-static int start(struct run *r, const struct options *o)
+static int start(struct run *r, const struct options *o, struct fakedns *shared)
 {
     struct worker *w = &r->worker;
     w->loop = loop_new();
@@ -248,7 +273,7 @@ static int start(struct run *r, const struct options *o)
         w->proxy = proxy_new(w->loop, w->resolver, &o->proxy, &o->outbound, o->pipeline);
     if (w->proxy == NULL)
         return -ENOMEM;
-    int error = start_dns(w, o);
+    int error = start_dns(w, o, shared);
     if (error == 0)
         error = start_flows(w, o);
     if (error == 0)
@@ -282,20 +307,22 @@ static void finish(struct run *r)
     loop_free(w->loop);
 }
 
-int worker_run(struct device *device, const struct options *options, worker_ready_fn *on_ready,
-               void *arg)
+int worker_run_sharing(struct worker_shared *s, unsigned index, struct device *device,
+                       const struct options *options, worker_ready_fn *on_ready, void *arg)
 {
     struct run r = {
         .worker = {.device = device, .limits = &options->limits},
         .batch = 1,
         .tick_at_ms = UINT64_MAX,
     };
-    int error = start(&r, options);
+    if (s->fake)
+        fakedns_join(s->fake, index);
+    int error = start(&r, options, s->fake);
     if (error != 0)
         log_error("cannot start relaying: %s", strerror(-error));
     if (error == 0 && on_ready)
         error = on_ready(arg);
-    if (error == 0)
+    if (error == 0 && index == 0)
         r.probe =
             probe_start(r.worker.loop, r.worker.resolver, &options->proxy, &options->outbound);
     while (error == 0 && !r.stopped) {
@@ -305,4 +332,11 @@ int worker_run(struct device *device, const struct options *options, worker_read
     }
     finish(&r);
     return error != 0 ? error : r.worker.error;
+}
+
+int worker_run(struct device *device, const struct options *options, worker_ready_fn *on_ready,
+               void *arg)
+{
+    struct worker_shared alone = {.fake = NULL};
+    return worker_run_sharing(&alone, 0, device, options, on_ready, arg);
 }

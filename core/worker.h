@@ -20,4 +20,16 @@ typedef int worker_ready_fn(void *arg);
 int worker_run(struct device *device, const struct options *options, worker_ready_fn *on_ready,
                void *arg);
 
+/* What workers have in common, made before they are forked. */
+struct worker_shared {
+    struct fakedns *fake; /* NULL: no fake addresses */
+};
+
+/* Make it for `count` workers. 0 or -ENOMEM; worker_shared_free() in any case. */
+int worker_shared_init(struct worker_shared *s, const struct options *options, unsigned count);
+void worker_shared_free(struct worker_shared *s);
+/* worker_run() as number `index` of those that share `s`. The first of them looks at the proxy. */
+int worker_run_sharing(struct worker_shared *s, unsigned index, struct device *device,
+                       const struct options *options, worker_ready_fn *on_ready, void *arg);
+
 #endif

@@ -35,6 +35,7 @@
 #include "core/base/log.h"
 #include "core/broker.h"
 #include "core/confine.h"
+#include "core/fakedns.h"
 
 enum {
     DEATHS_MAX = 5, /* within DEATHS_MS: it makes no sense to go on */
@@ -64,6 +65,7 @@ struct workers {
     const struct options *options;
     struct confine_user user;
     bool with_broker;
+    struct worker_shared shared;
     int epoll_fd, timer_fd;
     size_t count;
     struct slot slots[WORKERS_MAX];
@@ -73,6 +75,7 @@ struct workers {
 /* What epoll says: the index of a slot, for its worker; plus TAG_BROKER; or the timer. */
 enum { TAG_BROKER = 1 << 16, TAG_TIMER = 1 << 17 };
 static_assert((int)WORKERS_MAX <= (int)TAG_BROKER, "an index is no tag");
+static_assert((int)WORKERS_MAX <= (int)FAKEDNS_USERS_MAX, "each may hold fake addresses");
 
 static uint64_t now_ms(void)
 {
@@ -151,7 +154,8 @@ static int be_worker(struct belongings *b)
     options.outbound.broker = b->broker_fd >= 0 ? &broker : NULL;
     int error = confine(b, 0, queue->fd);
     if (error == 0)
-        error = worker_run(queue, &options, on_relaying, b);
+        error =
+            worker_run_sharing(&b->w->shared, (unsigned)b->index, queue, &options, on_relaying, b);
     else
         log_error("cannot give up privileges: %s", strerror(-error));
     options_wipe(&options);
@@ -248,7 +252,8 @@ struct workers *workers_new(struct device *const *queues, size_t count,
     w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     w->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     if (w->epoll_fd >= 0 && w->timer_fd >= 0 && watch(w, w->timer_fd, TAG_TIMER) == 0 &&
-        !confine_find_user(options->user, &w->user))
+        !confine_find_user(options->user, &w->user) &&
+        worker_shared_init(&w->shared, options, (unsigned)count) == 0)
         return w;
     workers_free(w);
     return NULL;
@@ -296,6 +301,8 @@ static int on_death(struct workers *w, size_t index)
 {
     struct slot *s = &w->slots[index];
     int status = collect(w, &s->worker);
+    if (w->shared.fake)
+        fakedns_user_died(w->shared.fake, (unsigned)index);
     uint64_t now = now_ms();
     int delay = note_death(s, now);
     const char *then = delay < 0 ? "" : ": starting another";
@@ -448,6 +455,7 @@ void workers_free(struct workers *w)
         close(w->epoll_fd);
     if (w->timer_fd >= 0)
         close(w->timer_fd);
+    worker_shared_free(&w->shared);
     free(w);
 }
 

@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+import dns.message
+import dns.query
 from lab import wait_for
 
 
@@ -14,6 +16,12 @@ def echo_works(tunnel, lab):
             return sock.recv(10) == b"hello"
     except OSError:
         return False
+
+
+def fake_address(tunnel, name):
+    reply = dns.query.udp(dns.message.make_query(name, "A"), "198.18.0.2", timeout=5,
+                          sock=tunnel.app.udp())
+    return reply.answer[0][0].address
 
 
 def gone(pid):
@@ -38,6 +46,17 @@ def test_killed_worker_is_replaced(lab, serve):
         assert after != before
         assert "culvert0" in tunnel.app.links()
         assert tunnel.count("was ended by signal 9") == 1, tunnel.log
+
+
+def test_fake_addresses_outlive_a_worker(lab, serve):
+    """Applications keep what they were told."""
+    with lab.tunnel(serve.url) as tunnel:
+        address = fake_address(tunnel, "v4.test")
+        os.kill(tunnel.workers()[0], signal.SIGKILL)
+        wait_for(lambda: echo_works(tunnel, lab), "a new worker relays", 3)
+        with tunnel.app.connect(address, 7) as sock:
+            sock.sendall(b"by its fake address")
+            assert sock.recv(30) == b"by its fake address"
 
 
 def test_workers_that_die_at_once_are_given_up(lab, serve):

@@ -1,9 +1,13 @@
 #include "core/fakedns.h"
 
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -255,6 +259,106 @@ static void test_the_longest_name(void **state)
     fakedns_free(f);
 }
 
+/* --- several processes ----------------------------------------------------------------------- */
+
+static struct fakedns *shared_by_two(void)
+{
+    const struct cidr small = range("198.18.0.0/24");
+    struct fakedns *f = fakedns_new_shared(&small, 1, NULL, 0, 2);
+    assert_non_null(f);
+    return f;
+}
+
+static void test_processes_share_names(void **state)
+{
+    (void)state;
+    struct fakedns *f = shared_by_two();
+    fakedns_join(f, 0);
+    struct addr a = assign(f, "of-the-parent.example", FAKEDNS_V4);
+    pid_t child = fork();
+    if (child == 0) {
+        fakedns_join(f, 1);
+        struct addr b;
+        char name[DNS_TEXT_SIZE];
+        bool good = fakedns_name(f, &a, name) && strcmp(name, "of-the-parent.example") == 0 &&
+                    fakedns_assign(f, "of-the-child.example", FAKEDNS_V4, &b);
+        _exit(good ? 0 : 1);
+    }
+    int status = 1;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    struct addr b = assign(f, "of-the-child.example", FAKEDNS_V4);
+    assert_false(addr_equal(&a, &b));
+    fakedns_free(f);
+}
+
+/* What it held is its own again for others to have, once its successor has joined. */
+static void test_a_dead_users_holds_are_released(void **state)
+{
+    (void)state;
+    const struct cidr two = range("198.18.0.0/31");
+    struct fakedns *f = fakedns_new_shared(&two, 1, NULL, 0, 2);
+    assert_non_null(f);
+    struct addr a = assign(f, "a.example", FAKEDNS_V4);
+    struct addr b = assign(f, "b.example", FAKEDNS_V4);
+    fakedns_hold(f, &a);
+    fakedns_join(f, 1);
+    fakedns_hold(f, &a);
+    fakedns_hold(f, &b);
+    struct addr c;
+    assert_false(fakedns_assign(f, "c.example", FAKEDNS_V4, &c));
+    fakedns_join(f, 1); /* the successor */
+    assert_true(fakedns_assign(f, "c.example", FAKEDNS_V4, &c));
+    assert_true(addr_equal(&c, &b));
+    assert_name(f, &a, "a.example"); /* user 0 holds it still */
+    fakedns_free(f);
+}
+
+/* Change the map without end, to be killed at any instruction. */
+static void churn(struct fakedns *f)
+{
+    fakedns_join(f, 1);
+    for (unsigned i = 0;; i++) {
+        struct addr a;
+        char name[32];
+        (void)snprintf(name, sizeof(name), "n%u.example", i * 2654435761u % 500);
+        if (!fakedns_assign(f, name, FAKEDNS_V4, &a))
+            continue;
+        fakedns_hold(f, &a);
+        fakedns_release(f, &a);
+    }
+}
+
+/* Every name has one address, every address its name, and everything goes on. */
+static void assert_sound(struct fakedns *f)
+{
+    for (unsigned i = 0; i < 250; i++) {
+        char name[32];
+        (void)snprintf(name, sizeof(name), "n%u.example", i);
+        struct addr a = assign(f, name, FAKEDNS_V4);
+        assert_name(f, &a, name);
+    }
+}
+
+static void test_killed_in_the_middle_of_a_change(void **state)
+{
+    (void)state;
+    struct fakedns *f = shared_by_two();
+    fakedns_join(f, 0);
+    for (unsigned round = 0; round < 60; round++) {
+        pid_t child = fork();
+        if (child == 0)
+            churn(f);
+        const struct timespec pause = {.tv_nsec = 1000000 + round * 7919 % 1000 * 1000};
+        (void)nanosleep(&pause, NULL);
+        assert_int_equal(kill(child, SIGKILL), 0);
+        assert_int_equal(waitpid(child, NULL, 0), child);
+        fakedns_user_died(f, 1);
+        assert_sound(f);
+    }
+    fakedns_free(f);
+}
+
 /* Random operations against a naive model: the map is one-to-one and respects holds. */
 static void test_against_a_model(void **state)
 {
@@ -324,6 +428,9 @@ int main(void)
         cmocka_unit_test(test_the_name_used_longest_ago_gives_way),
         cmocka_unit_test(test_held_addresses_are_never_recycled),
         cmocka_unit_test(test_holding_what_is_nobodys_is_harmless),
+        cmocka_unit_test(test_processes_share_names),
+        cmocka_unit_test(test_a_dead_users_holds_are_released),
+        cmocka_unit_test(test_killed_in_the_middle_of_a_change),
         cmocka_unit_test(test_memory_is_bounded_and_survives_a_flood),
         cmocka_unit_test(test_the_longest_name),
         cmocka_unit_test(test_against_a_model),
