@@ -2,30 +2,37 @@
  * The load that the benchmark puts on a tunnel, and the server behind it. One thread, epoll, plain
  * sockets: it knows nothing of tunnels.
  *
- *   load serve ADDR PORT                          echoes TCP and UDP until killed
- *   load rr ADDR PORT CONNS SIZE SECONDS          round trips on held connections
- *   load crr ADDR PORT CONNS SECONDS              connect, exchange 100 bytes, close; CONNS at a
- * time load udp ADDR PORT SIZE RATE SECONDS          datagrams at RATE a second, echoed load udpgso
- * ADDR PORT SIZE RATE SECONDS       the same, sent in super-packets (UDP_SEGMENT) load hold ADDR
- * PORT CONNS                     opens idle connections, holds them until stdin ends load sources
- * ADDR PORT COUNT                  a datagram from each of COUNT sources, then the same
+ *   load serve ADDR PORT                     echo TCP and UDP until killed
+ *   load rr ADDR PORT CONNS SIZE SECONDS     round trips on held connections
+ *   load crr ADDR PORT CONNS SECONDS         connect, exchange 100 bytes, close; CONNS at a time
+ *   load udp ADDR PORT SIZE RATE SECONDS     datagrams at RATE a second, echoed
+ *   load udpgso ADDR PORT SIZE RATE SECONDS  the same, sent in super-packets (UDP_SEGMENT)
+ *   load hold ADDR PORT CONNS                open idle connections, hold them until stdin ends
+ *   load sources ADDR PORT COUNT             a datagram from each of COUNT sources, held as well
+ *   load start DEVICE PROGRAM ARGUMENTS...   run a tunnel; ms from fork() to its line with "ready"
+ *                                            and to its device being up; end it
  *
  * The result is one line of JSON on stdout.
  */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <netinet/udp.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -382,16 +389,86 @@ static void hold_sources(size_t count)
         continue;
 }
 
+/* --- start-up ------------------------------------------------------------------------------------
+ */
+
+static bool is_up(int fd, const char *device)
+{
+    struct ifreq ifr = {0};
+    strncpy(ifr.ifr_name, device, IFNAMSIZ - 1);
+    return ioctl(fd, SIOCGIFFLAGS, &ifr) == 0 && (ifr.ifr_flags & IFF_UP);
+}
+
+/* Has "ready" been said? What comes before it fits the buffer, or is forgotten. */
+static bool hear_ready(int fd)
+{
+    static size_t len;
+    struct pollfd ready = {.fd = fd, .events = POLLIN};
+    if (poll(&ready, 1, 0) <= 0)
+        return false;
+    len = len < BUFFER / 2 ? len : 0;
+    ssize_t n = read(fd, buffer + len, BUFFER - 1 - len);
+    len += n > 0 ? (size_t)n : 0;
+    buffer[len] = 0;
+    return strstr((const char *)buffer, "ready") != NULL;
+}
+
+static void print_ms(const char *name, uint64_t ns, const char *end)
+{
+    if (ns > 0)
+        printf("\"%s\": %.2f%s", name, (double)ns / 1e6, end);
+    else
+        printf("\"%s\": null%s", name, end);
+}
+
+static void start_up(const char *device, char **argv)
+{
+    int said[2], status;
+    uint64_t ready = 0, up = 0;
+    int query = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (pipe(said) != 0 || query < 0)
+        die("pipe");
+    uint64_t begin = now_ns();
+    pid_t pid = fork();
+    if (pid == 0) {
+        dup2(said[1], 2);
+        close(said[0]);
+        execvp(argv[0], argv);
+        _exit(127);
+    }
+    close(said[1]);
+    /* One that never says it is ready is waited for a little longer than its device. */
+    while ((!ready && now_ns() < begin + 10000000000u) &&
+           !(up && now_ns() > up + begin + 500000000u)) {
+        if (!up && is_up(query, device))
+            up = now_ns() - begin;
+        if (!ready && hear_ready(said[0]))
+            ready = now_ns() - begin;
+        usleep(20);
+    }
+    if (!up && is_up(query, device))
+        up = now_ns() - begin;
+    kill(pid, SIGTERM);
+    waitpid(pid, &status, 0);
+    printf("{");
+    print_ms("ready", ready, ", ");
+    print_ms("up", up, "}\n");
+}
+
 int main(int argc, char **argv)
 {
     struct rlimit files;
     if (argc < 4) {
-        fprintf(stderr, "usage: load serve|rr|crr|udp|udpgso|hold|sources ADDR PORT ...\n");
+        fprintf(stderr, "usage: load serve|rr|crr|udp|udpgso|hold|sources|start ...\n");
         return 2;
     }
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
+    if (strcmp(argv[1], "start") == 0) {
+        start_up(argv[2], argv + 3);
+        return 0;
+    }
     set_server(argv[2], argv[3]);
     samples = malloc(SAMPLES_MAX * sizeof *samples);
     if (strcmp(argv[1], "serve") == 0)
