@@ -131,27 +131,35 @@ static void put_sources(struct script *s, const struct options *o, const char *d
     put(s, "    accept\n");
 }
 
-/*
- * With included cgroups the policy rules cannot keep fake addresses inside, since a packet is
- * marked only after its first look-up. Whoever is not included is refused here.
- */
+/* Where the policy rules cannot keep fake addresses inside: who is not captured is refused. */
 static void put_fake_gate(struct script *s, const struct options *o)
 {
-    put(s, "  chain fake {\n    meta mark 0x%x accept\n", (unsigned)ROUTING_MARK_INCLUDED);
-    if (o->up.include_uids.count > 0) {
+    const struct up_options *up = &o->up;
+    put(s, "  chain fake {\n    meta mark 0x%x reject\n", o->outbound.mark);
+    if (up->exclude_uids.count > 0) {
         put(s, "    ");
-        put_users(s, &o->up.include_uids);
+        put_users(s, &up->exclude_uids);
+        put(s, "reject\n");
+    }
+    if (up->include_cgroups.count > 0)
+        put(s, "    meta mark 0x%x accept\n", (unsigned)ROUTING_MARK_INCLUDED);
+    if (up->include_uids.count > 0) {
+        put(s, "    ");
+        put_users(s, &up->include_uids);
         put(s, "accept\n");
     }
-    put(s, "    reject\n  }\n");
+    if (up->include_cgroups.count > 0 || up->include_uids.count > 0)
+        put(s, "    reject\n");
+    put(s, "  }\n");
 }
 
 static void put_to_fake_gate(struct script *s, const struct options *o)
 {
+    put(s, "    oifname \"lo\" accept\n"); /* the device's own address, where refusals go too */
     for (size_t i = 0; i < o->fake_ranges.count; i++) {
         char text[CIDR_TEXT_MAX];
         const struct cidr *range = &o->fake_ranges.items[i];
-        put(s, "    %s daddr %s goto fake\n", addr_is_v4(&range->addr) ? "ip" : "ip6",
+        put(s, "    %s daddr %s jump fake\n", addr_is_v4(&range->addr) ? "ip" : "ip6",
             cidr_format(range, text));
     }
 }
@@ -230,7 +238,7 @@ size_t nft_compose(const struct options *o, const char *device, const struct net
     put_captured(&s, o, networks);
     if (!put_cgroups(&s, o, device, cgroup_mount, problem))
         return 0;
-    bool gate = o->up.include_cgroups.count > 0;
+    bool gate = routing_fake_by_nftables(o);
     if (gate)
         put_fake_gate(&s, o);
     put(&s, "  chain leaving {\n    type filter hook output priority 300; policy accept;\n");

@@ -145,11 +145,17 @@ static void plan_destinations(struct plan *p)
     add_lookup(p, AT_ALL);
 }
 
+bool routing_fake_by_nftables(const struct options *o)
+{
+    bool users = o->up.include_uids.count > 0 || o->up.exclude_uids.count > 0;
+    return o->up.include_cgroups.count > 0 || (o->up.gateway && users);
+}
+
 static void plan_direct(struct plan *p)
 {
     add(p, AT_DIRECT, RULE_NOP);
     const struct cidr_list *fake = &p->options->fake_ranges;
-    bool by_nftables = p->options->up.include_cgroups.count > 0; /* core/nft.c */
+    bool by_nftables = routing_fake_by_nftables(p->options);
     for (size_t i = 0; i < fake->count && !by_nftables; i++) {
         if (!same_family(p, &fake->items[i]))
             continue;

@@ -30,6 +30,10 @@
  * to one would be its own client) nor by the default route. It hears at once that the resolver in
  * the fake range is unreachable and asks the next one that resolv.conf names.
  *
+ * Where that rule would hit the wrong ones, nftables does it (core/nft.c): with included cgroups,
+ * as a packet is marked only after its first look-up; and with users when forwarding, since the
+ * kernel checks the reverse path of what it forwards as if it were user 0 who sent it.
+ *
  * When culvert is killed its device takes its routes along. The rules stay, find nothing in the
  * table, and the machine's own rules go on: direct, or with a kill switch unreachable.
  */
@@ -56,6 +60,9 @@ enum { ROUTING_MARK_EXCLUDED = 0x63756c78, ROUTING_MARK_INCLUDED = 0x63756c69 };
  */
 size_t routing_plan(const struct options *options, int family, uint32_t base,
                     struct rule out[ROUTING_RULES_MAX]);
+
+/* Is it nftables that keeps fake addresses inside? */
+bool routing_fake_by_nftables(const struct options *o);
 
 /* A base whose priorities and table nobody uses, or -errno; -EBUSY: there is none. */
 int routing_find_base(struct route_session *s);

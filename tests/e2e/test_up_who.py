@@ -170,7 +170,18 @@ def test_forwarded_packets(desktop, lab, serve):
         errors = inner.run("sh", "-c", "grep -h Udp: /proc/net/snmp; nstat -az TcpInCsumErrors")
         assert int(errors.stdout.split("TcpInCsumErrors")[1].split()[0]) == 0
     desktop.assert_state(before)
-    desktop.space.sysctl("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+    # reverse paths of what is forwarded are looked up as user 0's
+    desktop.space.sysctl("net.ipv4.conf.all.rp_filter=1")
+    before = desktop.state()
+    for who in ("--exclude-uid", "--include-uid"):
+        with desktop.up(serve.url, "--gateway", who, "0" if who == "--exclude-uid" else "4711"):
+            exchange(inner, lab.world4)
+            exchange(inner, inner.run("dig", "+short", "v4.test").stdout.strip())
+            done = desktop.space.run("curl", "-sS", "-m", "3", "telnet://198.18.0.9:7")
+            assert "onnect" in done.stderr and "timed out" not in done.stderr, done.stderr
+    desktop.assert_state(before)
+    desktop.space.sysctl("net.ipv4.conf.all.rp_filter=0", "net.ipv4.ip_forward=1",
+                         "net.ipv6.conf.all.forwarding=1")
     before = desktop.state()
     with desktop.up(serve.url):
         with Capture(desktop.gw, "d0") as lan:

@@ -81,7 +81,7 @@ static void names_users_and_cgroups(void **state)
     assert_non_null(strstr(script, "socket cgroupv2 level 2 \"a/b\""));
     assert_non_null(strstr(script, "socket cgroupv2 level 1 \"c\""));
     assert_non_null(strstr(script, "ip saddr 198.18.0.1 masquerade"));
-    assert_non_null(strstr(script, "ip daddr 198.18.0.1/15 goto fake"));
+    assert_non_null(strstr(script, "ip daddr 198.18.0.1/15 jump fake"));
 }
 
 static void tells_what_cannot_be(void **state)

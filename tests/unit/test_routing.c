@@ -199,6 +199,18 @@ static void forwards_as_before(void **state)
     assert_int_equal(fate_of(&o, f), DIRECT);
 }
 
+/* The reverse path of what is forwarded is looked up as user 0's. */
+static void forwards_through_the_tunnel(void **state)
+{
+    (void)state;
+    struct options o = options_of("--gateway --exclude-uid 0");
+    struct flow f = {.from = "172.17.0.2", .to = "1.2.3.4", .forwarded = true};
+    assert_int_equal(fate_of(&o, f), TUNNEL);
+    f.forwarded = false;
+    f.to = "198.18.0.7";
+    assert_int_equal(fate_of(&o, f), DIRECT); /* the main table has the device's network */
+}
+
 static void always_fits(void **state)
 {
     (void)state;
@@ -229,6 +241,7 @@ int main(void)
         cmocka_unit_test(keeps_fake_addresses_inside),
         cmocka_unit_test(passes_reverse_path_checks),
         cmocka_unit_test(forwards_as_before),
+        cmocka_unit_test(forwards_through_the_tunnel),
         cmocka_unit_test(always_fits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
