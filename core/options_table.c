@@ -247,7 +247,7 @@ const struct option_spec option_table[] = {
         .name = "user",
         .kind = OPTION_PATH,
         .argument = "NAME",
-        .commands = TUN,
+        .commands = TUN | UP,
         .offset = FIELD(user),
         .help = "The user that the processes run as that read packets and the proxy's answers. "
                 "Default: nobody where culvert is started as root.",

@@ -106,6 +106,16 @@ class Culvert:
         for pid in self.tree():
             os.kill(pid, signo)
 
+    def limit_descriptors(self, spare):
+        """Let each of its processes open so many more, as the user that it runs as, who may."""
+        for pid in self.tree():
+            count = len(os.listdir(f"/proc/{pid}/fd")) + spare
+            with open(f"/proc/{pid}/status", encoding="ascii") as file:
+                ids = dict(line.split(":", 1) for line in file)
+            user, group = int(ids["Uid"].split()[0]), int(ids["Gid"].split()[0])
+            subprocess.run(["prlimit", f"--pid={pid}", f"--nofile={count}:{count}"], check=True,
+                           user=user, group=group, extra_groups=[])
+
     def children(self, name):
         """The pids of those it started that go by a name, in that order."""
         found = []

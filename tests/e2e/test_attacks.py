@@ -4,7 +4,6 @@ served, and all is quiet afterwards. CULVERT_ATTACKS=1 runs them at their full s
 
 import os
 import random
-import resource
 import secrets
 import socket
 import struct
@@ -400,19 +399,13 @@ def test_proxy_answers_garbage(lab, garbage):
 
 # --- limits --------------------------------------------------------------------------------------
 
-def limit_descriptors(tunnel, spare):
-    limit = tunnel.descriptors() + spare
-    for pid in tunnel.tree():
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
-
-
 def test_descriptor_limit(lab, tunnel, void):
     """A clear line; half-open flows give way first, then the longest idle; no spin."""
     old = [tunnel.app.connect(lab.world4, 7) for _ in range(5)]
     for sock in old:
         sock.sendall(b"1")
         assert sock.recv(1) == b"1"
-    limit_descriptors(tunnel, 20)
+    tunnel.limit_descriptors(20)
     half_open = []
     for _ in range(60):
         sock = tunnel.app.socket(socket.AF_INET, socket.SOCK_STREAM)
