@@ -146,9 +146,9 @@ static void test_idle_associations_end(void **state)
     turns(l, 700);
     app_sends(l, "10.0.0.2:5000", "198.18.1.1:7", "later");
     relay_sends_from(l, "192.0.2.1:7", "alive"); /* refreshes the first */
-    uint64_t refreshed = loop_now(l->loop);
+    uint64_t refreshed = loop_now(l->worker.loop);
     turns(l, 700);
-    if (loop_now(l->loop) < refreshed + 1000) /* else the machine held us up for too long to say */
+    if (loop_now(l->worker.loop) < refreshed + 1000) /* else the machine held us up for too long to say */
         assert_int_equal(l->worker.flow_count, 2);
     for (int i = 0; i < 100 && l->worker.flow_count > 0; i++)
         turns(l, 100);
