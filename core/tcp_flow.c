@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #include "core/base/log.h"
+#include "core/chunk_pool.h"
 #include "core/flows.h"
 
 enum tcp_flow_state {
@@ -46,10 +47,7 @@ _Static_assert(sizeof state_names / sizeof state_names[0] == TCP_FLOW_CLOSED + 1
                "a name for each state");
 
 enum {
-    IOV_MAX_UP = 64,       /* pieces in one gathered send */
-    CHUNK_BYTES = 65536,   /* a super-packet's payload, and a little */
-    CHUNK_TAIL_MIN = 2048, /* a chunk with less room left is not added to */
-    CHUNKS_POOLED_MAX = 64,
+    IOV_MAX_UP = 64, /* pieces in one gathered send */
     DOUBT_MS = 100,
     READS_A_TURN = 16, /* so that one busy flow leaves the others their turn */
 };
@@ -78,15 +76,6 @@ struct tcp_flow {
     struct loop_io io;
 };
 
-struct down_chunk {
-    struct chunk chunk;
-    struct tcp_flow *flow;
-    struct tcp_flows *pool;
-    struct down_chunk *next_free;
-    size_t used;
-    _Alignas(64) uint8_t bytes[CHUNK_BYTES];
-};
-
 struct tcp_flows {
     struct worker *worker;
     struct link half_open; /* DIALING and ACCEPTING, oldest first */
@@ -96,8 +85,7 @@ struct tcp_flows {
     struct loop_timer idle_timer;
     struct loop_timer doubt_timer;
     struct loop_deferred reap;
-    struct down_chunk *free_chunks;
-    unsigned free_chunk_count;
+    struct chunk_pool chunks;
 };
 
 static struct tcp_flow *flow_of(struct conn *c)
@@ -224,60 +212,6 @@ static void flow_reset(struct tcp_flow *f)
     flow_end(f);
 }
 
-/* --- chunks ----------------------------------------------------------------------------------- */
-
-static void put_chunk(struct tcp_flows *t, struct down_chunk *c)
-{
-    if (t->free_chunk_count >= CHUNKS_POOLED_MAX) {
-        free(c);
-        return;
-    }
-    c->next_free = t->free_chunks;
-    t->free_chunks = c;
-    t->free_chunk_count++;
-}
-
-static void release_chunk(struct chunk *chunk)
-{
-    struct down_chunk *c = CONTAINER_OF(chunk, struct down_chunk, chunk);
-    if (c->flow->tail == c)
-        c->flow->tail = NULL;
-    put_chunk(c->pool, c);
-}
-
-/* A chunk with room for the flow's next bytes; NULL when out of memory. */
-static struct down_chunk *get_chunk(struct tcp_flow *f)
-{
-    struct tcp_flows *t = f->owner;
-    if (f->tail && CHUNK_BYTES - f->tail->used >= CHUNK_TAIL_MIN)
-        return f->tail;
-    struct down_chunk *c = t->free_chunks;
-    if (c) {
-        t->free_chunks = c->next_free;
-        t->free_chunk_count--;
-    } else {
-        c = aligned_alloc(64, sizeof *c);
-        if (c == NULL)
-            return NULL;
-    }
-    c->chunk = (struct chunk){.release = release_chunk};
-    c->flow = f;
-    c->pool = t;
-    c->used = 0;
-    return c;
-}
-
-/* After a burst: what is pooled goes back to the system. */
-static void trim_chunks(struct tcp_flows *t)
-{
-    while (t->free_chunks) {
-        struct down_chunk *c = t->free_chunks;
-        t->free_chunks = c->next_free;
-        free(c);
-    }
-    t->free_chunk_count = 0;
-}
-
 /* --- relaying --------------------------------------------------------------------------------- */
 
 /* Both directions are done: nothing more is expected of the proxy. */
@@ -402,7 +336,7 @@ enum read_result { READ_MORE, READ_EMPTY, READ_ENDED };
 static enum read_result read_down(struct tcp_flow *f, size_t room)
 {
     struct stack *stack = f->owner->worker->stack;
-    struct down_chunk *c = get_chunk(f);
+    struct down_chunk *c = chunk_pool_take(&f->owner->chunks, &f->tail);
     if (c == NULL) {
         flow_reset(f);
         return READ_ENDED;
@@ -412,7 +346,7 @@ static enum read_result read_down(struct tcp_flow *f, size_t room)
     wanted = wanted < 0xffff ? wanted : 0xffff;
     ssize_t n = recv(f->fd, c->bytes + c->used, wanted, 0);
     if (n <= 0 && c != f->tail)
-        put_chunk(f->owner, c);
+        chunk_pool_put(&f->owner->chunks, c);
     if (n == 0) {
         f->readable = false;
         f->down_done = true;
@@ -686,7 +620,7 @@ static void on_idle(void *arg)
 
 void tcp_flows_trim(struct tcp_flows *t)
 {
-    trim_chunks(t);
+    chunk_pool_trim(&t->chunks);
 }
 
 struct tcp_flows *tcp_flows_new(struct worker *w)
@@ -714,6 +648,6 @@ void tcp_flows_free(struct tcp_flows *t)
     loop_timer_stop(&t->doubt_timer);
     loop_undefer(&t->reap);
     reap(t);
-    trim_chunks(t);
+    chunk_pool_trim(&t->chunks);
     free(t);
 }
