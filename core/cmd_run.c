@@ -12,6 +12,9 @@
 #include "core/sandbox.h"
 #include "core/say.h"
 
+/* For what the last of the command's processes has sent, such as an upload's end. */
+enum { LINGER_S = 120 };
+
 static bool open_channels(struct run_job *job)
 {
     return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, job->report) == 0 &&
@@ -48,9 +51,13 @@ static int start(struct run_job *job)
 
 static int run_and_wait(const struct options *o)
 {
-    struct run_job job = {.options = o, .report = {-1, -1}, .handover = {-1, -1}, .log = {-1, -1}};
+    struct options lingering = *o;
+    lingering.linger_s = LINGER_S;
+    struct run_job job = {
+        .options = &lingering, .report = {-1, -1}, .handover = {-1, -1}, .log = {-1, -1}};
     int status = start(&job);
     close_channels(&job);
+    proxy_url_wipe(&lingering.proxy);
     return status;
 }
 

@@ -57,6 +57,9 @@ void tcp_flows_ready(struct tcp_flows *t, struct conn *conn, unsigned events);
  */
 bool tcp_flows_evict(struct tcp_flows *t);
 
+/* Is there an application whose last bytes, or the end of them, have not been passed on? */
+bool tcp_flows_sending(const struct tcp_flows *t);
+
 /* Give pooled buffers back to the system, when all is quiet. */
 void tcp_flows_trim(struct tcp_flows *t);
 
@@ -67,6 +70,8 @@ void udp_flows_datagram(struct udp_flows *u, const struct endpoint *src, const s
                         uint8_t *payload, size_t len, uint16_t gso_size, size_t headroom);
 /* The batch is over: payloads are about to become invalid, send them. */
 void udp_flows_batch_end(struct udp_flows *u);
+/* Are there datagrams that wait for their association? */
+bool udp_flows_sending(const struct udp_flows *u);
 /* Give up the association idle longest; false when there is none. */
 bool udp_flows_evict(struct udp_flows *u);
 

@@ -115,6 +115,11 @@ struct options {
     enum icmp_mode icmp;
     struct flow_limits limits;
     bool pipeline;
+    /*
+     * After SIGTERM, how many seconds what applications have sent may take to be passed on; 0: they
+     * live on, and are cut off at once. No option: `run` sets it, whose applications are gone then.
+     */
+    unsigned linger_s;
 
     /* every socket towards the world */
     struct outbound_options outbound;

@@ -26,7 +26,7 @@
 #include "core/tun_setup.h"
 
 enum {
-    DRAIN_MS = 3000,     /* how long the relay's last words are waited for */
+    DRAIN_MS = 1000,     /* how long the relay may be silent before its last words */
     RELAY_GONE_MS = 100, /* an end without the command's becomes an event of its own after that */
     ANCESTORS_MAX = 64,
     STATUS_BY_SIGNAL = 128,

@@ -623,6 +623,21 @@ void tcp_flows_trim(struct tcp_flows *t)
     chunk_pool_trim(&t->chunks);
 }
 
+/* A SYN that is held has nothing behind it yet. */
+bool tcp_flows_sending(const struct tcp_flows *t)
+{
+    LIST_EACH (it, &t->half_open) {
+        if (CONTAINER_OF(it, struct tcp_flow, age)->state == TCP_FLOW_ACCEPTING)
+            return true;
+    }
+    LIST_EACH (it, &t->flows) {
+        const struct tcp_flow *f = CONTAINER_OF(it, struct tcp_flow, age);
+        if (f->state == TCP_FLOW_RELAYING && !f->up_done)
+            return true;
+    }
+    return false;
+}
+
 struct tcp_flows *tcp_flows_new(struct worker *w)
 {
     struct tcp_flows *t = calloc(1, sizeof *t);

@@ -245,6 +245,11 @@ void udp_flows_batch_end(struct udp_flows *u)
         udp_sender_flush(u->sender);
 }
 
+bool udp_flows_sending(const struct udp_flows *u)
+{
+    return u->queued_bytes > 0;
+}
+
 bool udp_flows_evict(struct udp_flows *u)
 {
     struct link *first = list_first(&u->lru);

@@ -9,6 +9,7 @@
 #include "core/worker.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -27,6 +28,11 @@ enum {
     TRIM_PUT_OFF_MAX = 10,
 };
 
+enum {
+    LINGER_LOOK_MS = 10,
+    LINGER_LOOKS = 10, /* without anything on its way, while there are flows */
+};
+
 struct run {
     struct worker worker;
     struct loop_signal term, interrupt;
@@ -38,6 +44,10 @@ struct run {
     struct loop_timer trim;
     uint64_t trim_turn; /* in which `trim` was started */
     unsigned trim_put_off;
+    unsigned linger_s; /* from the options */
+    struct loop_timer linger;
+    uint64_t linger_end_ms; /* 0: not asked to stop */
+    unsigned quiet_looks;
     struct probe *probe; /* warns where the proxy is not there */
 };
 
@@ -184,10 +194,43 @@ static void arm_tick(struct run *r)
     loop_timer_start(w->loop, &w->tick, next > now ? next - now : 1, on_tick, r);
 }
 
+/* --- stopping --------------------------------------------------------------------------------- */
+
+static bool device_is_readable(const struct device *d)
+{
+    struct pollfd polled = {.fd = d->fd, .events = POLLIN};
+    return poll(&polled, 1, 0) > 0;
+}
+
+/*
+ * The applications are gone, and what they sent is on its way, from the device on. A proxy that
+ * serves datagrams may forget what it has just got when its TCP connection ends: a moment more.
+ */
+static void on_linger(void *arg)
+{
+    struct run *r = arg;
+    struct worker *w = &r->worker;
+    bool busy =
+        device_is_readable(w->device) || tcp_flows_sending(w->tcp) || udp_flows_sending(w->udp);
+    r->quiet_looks = busy ? 0 : r->quiet_looks + 1;
+    unsigned enough = w->flow_count > 0 ? LINGER_LOOKS : 1;
+    if (r->quiet_looks >= enough || loop_now(w->loop) >= r->linger_end_ms)
+        stop(r, 0);
+    else
+        loop_timer_start(w->loop, &r->linger, LINGER_LOOK_MS, on_linger, r);
+}
+
+/* A second signal does not wait. */
 static void on_signal(void *arg, int signo)
 {
+    struct run *r = arg;
     (void)signo;
-    stop(arg, 0);
+    if (r->linger_s == 0 || r->linger_end_ms > 0) {
+        stop(r, 0);
+        return;
+    }
+    r->linger_end_ms = loop_now(r->worker.loop) + r->linger_s * UINT64_C(1000);
+    loop_timer_start(r->worker.loop, &r->linger, 1, on_linger, r);
 }
 
 /* --- life ------------------------------------------------------------------------------------- */
@@ -290,6 +333,7 @@ static void finish(struct run *r)
     loop_ignore(&w->device_io);
     loop_timer_stop(&w->tick);
     loop_timer_stop(&r->trim);
+    loop_timer_stop(&r->linger);
     loop_signal_ignore(&r->term);
     loop_signal_ignore(&r->interrupt);
     if (w->stack) {
@@ -314,6 +358,7 @@ int worker_run_sharing(struct worker_shared *s, unsigned index, struct device *d
         .worker = {.device = device, .limits = &options->limits},
         .batch = 1,
         .tick_at_ms = UINT64_MAX,
+        .linger_s = options->linger_s,
     };
     if (s->fake)
         fakedns_join(s->fake, index);

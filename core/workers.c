@@ -439,7 +439,7 @@ void workers_stop(struct workers *w)
         if (w->slots[i].worker.pid > 0)
             (void)kill(w->slots[i].worker.pid, SIGTERM);
     }
-    uint64_t deadline = now_ms() + STOP_MS;
+    uint64_t deadline = now_ms() + STOP_MS + w->options->linger_s * UINT64_C(1000);
     for (size_t i = 0; i < w->count; i++) {
         await_end(w, &w->slots[i].worker, deadline);
         await_end(w, &w->slots[i].broker, deadline);

@@ -592,6 +592,45 @@ def test_children_outlive_the_command(lab, user, serve, nginx, folder):
     assert out.read_text().count("It goes through.") == 2
 
 
+@pytest.mark.parametrize("root", [False, True], ids=["user", "root"])
+def test_what_was_sent_arrives_after_the_command(lab, user, serve, root):
+    """As on any host: the kernel took it, and the program may go."""
+    received = []
+
+    def slow(connection):
+        count = 0
+        while data := connection.recv(65536):
+            count += len(data)
+            time.sleep(0.002)
+        received.append(count)
+
+    with TcpServer(lab.world, slow) as sink:
+        done = user.culvert(serve.url, *python(f"""
+            import socket
+            s = socket.create_connection(("10.88.0.2", {sink.port}))
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+            s.setblocking(False)
+            print(s.send(bytes(2000000)))
+            """), root=root)
+        sent = int(done.stdout)
+        assert sent > 500000
+        wait_for(lambda: received, "the connection's end", 20)
+        assert received == [sent]
+
+
+def test_last_datagrams_arrive(lab, user, serve):
+    """Though the association has to be made first."""
+    with lab.world.udp("10.88.0.2", 9998, timeout=5) as sock:
+        for i in range(10):
+            user.culvert(serve.url, *python(f"""
+                import socket
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+                    for part in range(3):
+                        s.sendto(b"%d %d" % ({i}, part), ("10.88.0.2", 9998))
+                """))
+            assert [sock.recv(100) for part in range(3)] == [b"%d %d" % (i, p) for p in range(3)]
+
+
 def test_culvert_killed_leaves_the_command_its_way(user, serve, nginx):
     process = user.start(serve.url, "sh", "-c",
                          "echo ready; sleep 1; curl -sS http://www.test/", stdout=subprocess.PIPE)
