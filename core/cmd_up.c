@@ -60,7 +60,8 @@ static bool note_device(struct up *up)
     if (mtu < 0)
         return note(up, journal_note(up->journal, "device %s", name));
     bool is_up = link_is_up(name);
-    if (!note(up, journal_note(up->journal, "link %s %d %d", name, mtu, is_up)))
+    int addr_gen = link_get_addr_gen_mode(name);
+    if (!note(up, journal_note(up->journal, "link %s %d %d %d", name, mtu, is_up, addr_gen)))
         return false;
     for (size_t i = 0; i < up->options.addresses.count; i++) {
         const struct cidr *address = &up->options.addresses.items[i];

@@ -108,13 +108,13 @@ bool leak_guard_apply(struct route_session *s, struct journal *j, const struct o
 void leak_guard_refresh(struct route_session *s, const struct options *o, const char *device,
                         bool lost)
 {
-    char why[256];
     bool names_networks = o->up.kill_switch && o->up.lan;
     if (!applied_hash || owner_fd >= 0 || (!lost && !names_networks))
         return;
     char *script = compose(s, o, device, false);
     uint64_t hash = script ? hash_bytes(script, strlen(script)) : applied_hash;
     if (lost || hash != applied_hash) {
+        char why[256] = "";
         if (script && nft_run(script, NULL, why, sizeof(why)) < 0)
             log_warn("cannot update the nftables table: %s", why);
         applied_hash = hash;

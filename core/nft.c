@@ -310,7 +310,7 @@ static void send_descriptor(int over, int fd)
 /* In the child. Its exit status is 0, or the errno that the parent returns. */
 static int run_here(const char *script, int report_fd)
 {
-    struct library lib;
+    struct library lib = {.ctx_new = NULL};
     for (int fd; (fd = find_netlink_socket()) >= 0;)
         close(fd); /* the parent's */
     if (!open_library(&lib))
@@ -371,8 +371,8 @@ int nft_run(const char *script, int *socket, char *why, size_t size)
     else if (received >= 0)
         close(received);
     int status = 0;
-    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-        continue;
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+    }
     return WIFEXITED(status) ? -WEXITSTATUS(status) : -EIO;
 }
 

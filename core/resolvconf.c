@@ -28,12 +28,15 @@ static char *read_file(const char *path, size_t *size, int *error)
     }
     char *text = malloc(RESOLVCONF_MAX + 1);
     size_t used = 0;
-    ssize_t n = text ? 1 : -1;
     *error = text ? 0 : -ENOMEM;
-    while (text && used < RESOLVCONF_MAX && (n = read(fd, text + used, RESOLVCONF_MAX - used)) > 0)
+    while (*error == 0 && used < RESOLVCONF_MAX) {
+        ssize_t n = read(fd, text + used, RESOLVCONF_MAX - used);
+        if (n < 0)
+            *error = -errno;
+        if (n <= 0)
+            break;
         used += (size_t)n;
-    if (text && n < 0)
-        *error = -errno;
+    }
     close(fd);
     if (*error < 0) {
         free(text);
@@ -359,6 +362,6 @@ void resolvconf_watch_again(int fd, const char *path)
 void resolvconf_watch_drain(int fd)
 {
     _Alignas(struct inotify_event) char buffer[4096];
-    while (read(fd, buffer, sizeof(buffer)) > 0)
-        continue;
+    while (read(fd, buffer, sizeof(buffer)) > 0) {
+    }
 }

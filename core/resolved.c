@@ -192,8 +192,8 @@ static int talk_in_child(int ifindex, const struct addr *server)
     if (pid == 0)
         _exit(talk(ifindex, server));
     int status = 0;
-    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-        continue;
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+    }
     return WIFEXITED(status) ? -WEXITSTATUS(status) : -EIO;
 }
 

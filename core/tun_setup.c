@@ -42,6 +42,7 @@ static void remember_link(struct tun_setup *s)
     struct ifreq ifr;
     s->existed = link_index(name) > 0;
     s->was_up = s->existed && query_link(name, SIOCGIFFLAGS, &ifr) && (ifr.ifr_flags & IFF_UP);
+    s->old_addr_gen_mode = link_get_addr_gen_mode(name);
 }
 
 /* --- opening ---------------------------------------------------------------------------------- */
@@ -207,6 +208,8 @@ void tun_setup_undo(struct tun_setup *s)
             (void)link_delete_address(name, &s->added[i]);
         if (!s->was_up)
             (void)link_set_up(name, false);
+        if (s->old_addr_gen_mode >= 0)
+            (void)link_set_addr_gen_mode(name, (uint8_t)s->old_addr_gen_mode);
         if (s->old_txqueuelen)
             (void)link_set_txqueuelen(name, s->old_txqueuelen);
         if (s->old_mtu)

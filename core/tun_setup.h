@@ -16,6 +16,7 @@ struct tun_setup {
     bool was_up;
     unsigned old_mtu;        /* 0: not changed */
     unsigned old_txqueuelen; /* 0: not changed */
+    int old_addr_gen_mode;   /* negative: there is none */
     struct cidr added[OPTIONS_LIST_MAX];
     size_t added_count;
 };

@@ -103,7 +103,6 @@ void up_state_forget(const struct up_state *s)
 /* --- undoing --------------------------------------------------------------------------------- */
 
 struct undo {
-    const struct up_state *state;
     bool after_death;
     int error; /* the first */
 };
@@ -140,7 +139,7 @@ static int await_device_end(char *const *words)
     return 0;
 }
 
-/* link NAME MTU TXQUEUELEN UP: a device that was there before. 0 where it was not changed. */
+/* link NAME MTU UP ADDR_GEN_MODE: a device that was there before. Negative: no IPv6 there. */
 static int undo_link(char *const *words)
 {
     const char *name = words[1];
@@ -150,6 +149,8 @@ static int undo_link(char *const *words)
     int error = words[3][0] == '0' ? link_set_up(name, false) : 0;
     if (error == 0 && mtu > 0)
         error = link_set_mtu(name, mtu);
+    if (error == 0 && words[4][0] != '-')
+        error = link_set_addr_gen_mode(name, (uint8_t)strtoul(words[4], NULL, 10));
     return error;
 }
 
@@ -183,7 +184,7 @@ static int undo_record(const struct undo *u, char *const *words, int count)
         return leak_guard_remove();
     if (count == 2 && strcmp(words[0], "device") == 0)
         return u->after_death ? await_device_end(words) : 0;
-    if (count == 4 && strcmp(words[0], "link") == 0)
+    if (count == 5 && strcmp(words[0], "link") == 0)
         return u->after_death ? undo_link(words) : 0;
     if (count == 3 && strcmp(words[0], "address") == 0)
         return u->after_death ? undo_address(words) : 0;
@@ -206,7 +207,7 @@ static void on_record(void *arg, char *record)
 
 int up_state_undo(const struct up_state *s, bool after_death)
 {
-    struct undo u = {.state = s, .after_death = after_death};
+    struct undo u = {.after_death = after_death};
     int count = journal_replay(s->journal, on_record, &u);
     return count >= 0 && u.error < 0 ? u.error : count;
 }

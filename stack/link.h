@@ -15,6 +15,12 @@ int link_get_mtu(const char *name); /* bytes, or -errno */
  * IFF_UP, and no IPv6 router solicitations or MLD chatter of the kernel's own (addrgenmode none).
  */
 int link_set_up(const char *name, bool up);
+/*
+ * How the link makes its IPv6 link-local addresses (addr_gen_mode), for putting back what
+ * link_set_up() changed: written over rtnetlink, it makes none at once. Get: or -errno.
+ */
+int link_get_addr_gen_mode(const char *name);
+int link_set_addr_gen_mode(const char *name, uint8_t mode);
 int link_set_txqueuelen(const char *name, unsigned packets);
 /* 0 also when the address is there already. IPv6: without duplicate address detection. */
 int link_add_address(const char *name, const struct cidr *address);

@@ -15,8 +15,11 @@
 #include "stack/link.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <net/if.h>
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #include <time.h>
 
 #include <libmnl/libmnl.h>
@@ -196,19 +199,39 @@ int link_get_mtu(const char *name)
     return state.mtu > 0 && state.mtu <= INT32_MAX ? (int)state.mtu : -ENODATA;
 }
 
-/* Refused where the machine has no IPv6: then there is nothing to be silenced either. */
-static void silence_ipv6(const char *name)
+int link_set_addr_gen_mode(const char *name, uint8_t mode)
 {
     struct request r;
     struct ifinfomsg *info;
-    if (begin_link(&r, RTM_NEWLINK, name, &info) < 0)
-        return;
+    int error = begin_link(&r, RTM_NEWLINK, name, &info);
+    if (error < 0)
+        return error;
     struct nlattr *families = mnl_attr_nest_start(r.header, IFLA_AF_SPEC);
     struct nlattr *inet6 = mnl_attr_nest_start(r.header, AF_INET6);
-    mnl_attr_put_u8(r.header, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE);
+    mnl_attr_put_u8(r.header, IFLA_INET6_ADDR_GEN_MODE, mode);
     mnl_attr_nest_end(r.header, inet6);
     mnl_attr_nest_end(r.header, families);
-    (void)talk(&r, NULL, NULL);
+    return talk(&r, NULL, NULL);
+}
+
+/* From /proc, where it is one digit: over rtnetlink it lies three nests deep. */
+int link_get_addr_gen_mode(const char *name)
+{
+    char path[96];
+    char digit = '\0';
+    (void)snprintf(path, sizeof(path), "/proc/sys/net/ipv6/conf/%s/addr_gen_mode", name);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    ssize_t n = read(fd, &digit, 1);
+    close(fd);
+    return n == 1 && digit >= '0' && digit <= '9' ? digit - '0' : -EIO;
+}
+
+/* Refused where the machine has no IPv6: then there is nothing to be silenced either. */
+static void silence_ipv6(const char *name)
+{
+    (void)link_set_addr_gen_mode(name, IN6_ADDR_GEN_MODE_NONE);
 }
 
 /* --- its addresses -------------------------------------------------------------------------- */

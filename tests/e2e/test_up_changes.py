@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from desktop import Capture, Desktop
+from desktop import Capture, Desktop, Wrapped
+from lab import CULVERT
 from netns import wait_for
 from test_up import exchange
 
@@ -201,3 +202,46 @@ def test_proxy_within_a_fake_or_captured_range(desktop, lab):
         assert lan.beside(desktop.printer4) == []
     proxy.stop()
     lab.processes.remove(proxy)
+
+
+def test_device_that_was_there_before(desktop, lab, serve):
+    """A persistent device is left as it was found, also by down."""
+    desktop.space.ip("tuntap add dev kept0 mode tun")
+    desktop.space.ip("link set kept0 mtu 1400")
+    before = desktop.state()
+    with desktop.up(serve.url, "--tun", "kept0", "--mtu", "1300"):
+        exchange(desktop.space, lab.world4)
+    desktop.assert_state(before)
+    desktop.up(serve.url, "--tun", "kept0", "--mtu", "1300").kill()
+    assert desktop.down().returncode == 0
+    desktop.assert_state(before)
+    desktop.space.ip("link del kept0")
+
+
+def test_down_beside_a_running_up(desktop, lab, serve):
+    with desktop.up(serve.url) as up:
+        done = desktop.down()
+        assert done.returncode == 1 and f"process id {up.pid}" in done.stderr
+        exchange(desktop.space, lab.world4)
+
+
+def test_hangup_stops_it_but_not_under_nohup(desktop, serve):
+    before = desktop.state()
+    up = desktop.up(serve.url)
+    up.stop(signal.SIGHUP)
+    desktop.assert_state(before)
+    space = Wrapped(desktop, *desktop.space.argv("nohup"))
+    up = space.up(serve.url)
+    up.process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    up.stop()
+    desktop.assert_state(before)
+
+
+def test_needs_root(desktop, serve):
+    before = desktop.state()
+    desktop.assert_harmless()
+    done = desktop.space.run("setpriv", "--reuid", "nobody", "--clear-groups", CULVERT, "up",
+                             serve.url)
+    assert done.returncode == 1 and "run as root" in done.stderr
+    desktop.assert_state(before)
