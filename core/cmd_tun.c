@@ -41,7 +41,7 @@ static int announce(void *arg)
 
 static int relay(struct tun_setup *s)
 {
-    int error = workers_run(&s->device, 1, s->options, announce, s);
+    int error = workers_run(s->queues, s->queue_count, s->options, announce, s);
     if (error == 0) {
         notify_service_manager("STOPPING=1");
         return EXIT_STOPPED;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 
 #include "core/options_table.h"
 
@@ -194,6 +195,18 @@ static bool parse_number(struct parse *p, const struct option_spec *spec, const 
     return true;
 }
 
+static bool parse_workers(struct parse *p, const struct option_spec *spec, const char *value)
+{
+    if (strcmp(value, "auto") != 0)
+        return parse_number(p, spec, value);
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    unsigned count = cores < 1 ? 1 : (unsigned)cores;
+    if (count > spec->max)
+        count = (unsigned)spec->max;
+    memcpy(field_of(p, spec), &count, sizeof(count));
+    return true;
+}
+
 static bool parse_switch(struct parse *p, const struct option_spec *spec, const char *value)
 {
     bool on = strcmp(value, "on") == 0;
@@ -371,6 +384,8 @@ static bool parse_value(struct parse *p, const struct option_spec *spec, const c
     switch (spec->kind) {
     case OPTION_NUMBER:
         return parse_number(p, spec, value);
+    case OPTION_WORKERS:
+        return parse_workers(p, spec, value);
     case OPTION_SWITCH:
     case OPTION_FLAG:
         return parse_switch(p, spec, value);

@@ -19,6 +19,7 @@
 #include "core/resolver.h"
 #include "socks/url.h"
 
+enum { WORKERS_MAX = 64 };
 enum { OPTIONS_LIST_MAX = 16, OPTIONS_ERROR_MAX = 320 };
 
 enum command {
@@ -123,6 +124,7 @@ struct options {
 
     /* every socket towards the world */
     struct outbound_options outbound;
+    unsigned workers;          /* 1..WORKERS_MAX */
     const char *user;          /* whom workers run as; NULL: nobody, where we are root */
     const char *resolver_conf; /* where the proxy's name is resolved; NULL: /etc/resolv.conf */
     struct up_options up;

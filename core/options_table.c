@@ -244,6 +244,19 @@ const struct option_spec option_table[] = {
                 "authentication.",
     },
     {
+        .name = "workers",
+        .kind = OPTION_WORKERS,
+        .argument = "N|auto",
+        .fallback = "1",
+        .commands = TUN | UP,
+        .offset = FIELD(workers),
+        .min = 1,
+        .max = WORKERS_MAX,
+        .help = "How many processes relay, each with a queue of the device; auto is one a core. TCP "
+                "connections spread over them, and so do hosts; all UDP of one host stays with one "
+                "of them.",
+    },
+    {
         .name = "user",
         .kind = OPTION_PATH,
         .argument = "NAME",

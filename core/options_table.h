@@ -10,6 +10,7 @@
 /* What a value is, which decides how it is parsed and where it is stored. */
 enum option_kind {
     OPTION_NUMBER,      /* uint32_t: min..max, decimal or 0x hex, stored times `scale` */
+    OPTION_WORKERS,     /* unsigned: a number from 1 on, or `auto` for one a core */
     OPTION_SWITCH,      /* bool: on, off; bare --name is on, --no-name is off */
     OPTION_FLAG,        /* bool: --name without a value sets it */
     OPTION_CHOICE,      /* an enum: the value's index in `choices` */

@@ -16,8 +16,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "core/base/log.h"
 #include "core/say.h"
 #include "stack/link.h"
+#include "stack/steering.h"
 
 /* Without TSO bulk uploads arrive in bursts of small packets that the kernel's 500 cannot hold. */
 enum { PLAIN_TXQUEUELEN = 5000 };
@@ -67,7 +69,7 @@ static void explain_open(const char *name, int error)
             name);
         return;
     case EINVAL:
-        say("device %s is there, but is no TUN device with a single queue: choose another with "
+        say("device %s is there, but is no TUN device: choose another with "
             "--tun",
             name);
         return;
@@ -76,15 +78,55 @@ static void explain_open(const char *name, int error)
     }
 }
 
+static bool only_queue(struct tun_setup *s)
+{
+    s->queues[0] = s->device;
+    s->queue_count = 1;
+    if (s->options->workers > 1)
+        log_warn("one worker instead of %u: %s has one queue", s->options->workers,
+                 s->device->name[0] ? s->device->name : "the device");
+    return true;
+}
+
+/* A queue for each worker, or one where the kernel would spread what belongs together. */
+static bool open_queues(struct tun_setup *s, const struct device_tun_options *how)
+{
+    s->queues[0] = s->device;
+    s->queue_count = 1;
+    int error = steering_attach(s->device);
+    if (error < 0) {
+        log_warn("one worker instead of %u: no eBPF to spread packets by (%s)", s->options->workers,
+                 strerror(-error));
+        return true;
+    }
+    while (s->queue_count < s->options->workers) {
+        struct device *queue = device_tun_open(how, &error);
+        if (!queue) {
+            say("cannot open queue %zu of %s: %s; try fewer --workers", s->queue_count + 1,
+                s->device->name, strerror(-error));
+            return false;
+        }
+        s->queues[s->queue_count++] = queue;
+    }
+    return true;
+}
+
 static bool open_by_name(struct tun_setup *s)
 {
     const struct options *o = s->options;
-    struct device_tun_options how = {.name = o->tun_name, .offload = o->offload};
+    struct device_tun_options how = {
+        .name = o->tun_name, .offload = o->offload, .multi_queue = o->workers > 1};
     int error = 0;
     s->device = device_tun_open(&how, &error);
-    if (!s->device)
+    if (!s->device && error == -EINVAL) { /* a persistent device of the other queue mode */
+        how.multi_queue = !how.multi_queue;
+        s->device = device_tun_open(&how, &error);
+    }
+    if (!s->device) {
         explain_open(o->tun_name, error);
-    return s->device != NULL;
+        return false;
+    }
+    return how.multi_queue && o->workers > 1 ? open_queues(s, &how) : only_queue(s);
 }
 
 static bool adopt_descriptor(struct tun_setup *s)
@@ -99,7 +141,7 @@ static bool adopt_descriptor(struct tun_setup *s)
     s->device = device_tun_adopt(fd, options_given(o, "mtu") ? o->mtu : 0, o->offload, &error);
     if (!s->device)
         say("--tun-fd %d: the descriptor is no TUN device: %s", fd, strerror(-error));
-    return s->device != NULL;
+    return s->device != NULL && only_queue(s);
 }
 
 /* --- configuring the link --------------------------------------------------------------------- */
@@ -132,7 +174,8 @@ static bool configure_mtu(struct tun_setup *s)
         return false;
     }
     s->old_mtu = before;
-    s->device->mtu = o->mtu;
+    for (size_t i = 0; i < s->queue_count; i++)
+        s->queues[i]->mtu = o->mtu;
     return true;
 }
 
@@ -215,8 +258,11 @@ void tun_setup_undo(struct tun_setup *s)
         if (s->old_mtu)
             (void)link_set_mtu(name, s->old_mtu);
     }
+    for (size_t i = 1; i < s->queue_count; i++)
+        device_close(s->queues[i]);
     device_close(s->device);
     s->device = NULL;
+    s->queue_count = 0;
 }
 
 const char *tun_setup_offload(const struct device_caps *caps)

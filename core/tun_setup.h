@@ -11,8 +11,10 @@
 /* Set `options`, zero the rest. */
 struct tun_setup {
     const struct options *options;
-    struct device *device; /* NULL: not open */
-    bool existed;          /* the device was there before us: undo by hand */
+    struct device *device;              /* NULL: not open */
+    struct device *queues[WORKERS_MAX]; /* one a worker; the first is `device` */
+    size_t queue_count;
+    bool existed; /* the device was there before us: undo by hand */
     bool was_up;
     unsigned old_mtu;        /* 0: not changed */
     unsigned old_txqueuelen; /* 0: not changed */

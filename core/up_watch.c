@@ -74,7 +74,7 @@ static void explain(const struct up *up, int error)
 
 bool up_watch_start_workers(struct up *up)
 {
-    up->workers = workers_new(&up->tun.device, 1, &up->options);
+    up->workers = workers_new(up->tun.queues, up->tun.queue_count, &up->options);
     int error = up->workers ? workers_start(up->workers) : -ENOMEM;
     if (error < 0)
         explain(up, error);

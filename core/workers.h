@@ -14,8 +14,6 @@
 
 #include "core/worker.h"
 
-enum { WORKERS_MAX = 64 };
-
 /*
  * Relay `queues`, all of one device, with a worker each until SIGTERM or SIGINT, which the caller
  * has blocked. `on_ready` is called in this process, once, when all workers relay. Returns as

@@ -2,10 +2,13 @@
 
 import os
 import signal
+import socket
+import threading
 import time
 
 import dns.message
 import dns.query
+import pytest
 from lab import wait_for
 
 
@@ -58,6 +61,142 @@ def test_fake_addresses_outlive_a_worker(lab, serve):
             sock.sendall(b"by its fake address")
             assert sock.recv(30) == b"by its fake address"
 
+
+# --- several of them -----------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def two(lab, serve):
+    with lab.tunnel(serve.url, "--workers", "2") as tunnel:
+        yield tunnel
+
+
+def connect_many(tunnel, lab, count):
+    socks = [tunnel.app.connect(lab.world4, 7) for _ in range(count)]
+    for sock in socks:
+        sock.sendall(b"1")
+        assert sock.recv(1) == b"1"
+    return socks
+
+
+def sockets_of(pid):
+    return sum(os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:")
+               for fd in os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_connections_spread_and_stay(lab, two):
+    idle = {pid: sockets_of(pid) for pid in two.workers()}
+    assert len(idle) == 2
+    socks = connect_many(two, lab, 64)
+    served = {pid: sockets_of(pid) - idle[pid] for pid in idle}
+    assert sum(served.values()) == 64
+    assert min(served.values()) >= 10, served
+    for turn in range(20):
+        for sock in socks:
+            sock.sendall(b"2")
+            assert sock.recv(1) == b"2"
+    assert served == {pid: sockets_of(pid) - idle[pid] for pid in idle}
+    for sock in socks:
+        sock.close()
+
+
+def test_bulk_through_each(lab, two):
+    """Every connection gets through whole, whichever worker it is with."""
+    sent = os.urandom(1 << 20)
+    for host in (lab.world4, lab.world6):
+        for _ in range(6):
+            with two.app.connect(host, 7) as sock:
+                got = bytearray()
+                writer = threading.Thread(
+                    target=lambda s=sock: (s.sendall(sent), s.shutdown(socket.SHUT_WR)))
+                writer.start()
+                while chunk := sock.recv(1 << 16):
+                    got += chunk
+                writer.join(5)
+                assert got == sent
+
+
+def test_one_udp_source_keeps_one_mapping(lab, two):
+    """Whatever it sends to, in whatever pieces: RFC 4787's endpoint-independent mapping."""
+    seen = {}
+    servers = []
+    for n in range(8):
+        server = lab.world.udp(lab.world_v4(n), 4000 + n)
+        servers.append(server)
+    for _ in range(4):
+        with two.app.udp() as sock:
+            mappings = set()
+            for n, server in enumerate(servers):
+                for size in (10, 5000):  # the larger one comes in fragments
+                    sock.sendto(bytes(size), (lab.world_v4(n), 4000 + n))
+                    payload, source = server.recvfrom(6000)
+                    assert len(payload) == size
+                    mappings.add(source)
+            assert len(mappings) == 1, mappings
+            seen[sock.fileno()] = mappings
+    for server in servers:
+        server.close()
+
+
+def test_names_are_known_to_all(lab, two):
+    """Asked by way of one worker (UDP), used by way of both."""
+    address = fake_address(two, "v4.test")
+    idle = {pid: sockets_of(pid) for pid in two.workers()}
+    socks = []
+    for _ in range(32):
+        sock = two.app.connect(address, 7)
+        sock.sendall(b"1")
+        assert sock.recv(1) == b"1"
+        socks.append(sock)
+    assert all(sockets_of(pid) > idle[pid] for pid in idle)
+    for sock in socks:
+        sock.close()
+
+
+def test_only_the_killed_workers_flows_die(lab, serve):
+    with lab.tunnel(serve.url, "--workers", "2") as tunnel:
+        socks = connect_many(tunnel, lab, 40)
+        victim, other = tunnel.workers()
+        survivors = sockets_of(other) - 3  # the event loop's, the broker's
+        os.kill(victim, signal.SIGKILL)
+        started = time.monotonic()
+        wait_for(lambda: len(tunnel.workers()) == 2 and victim not in tunnel.workers(),
+                 "it is replaced", 3)
+        alive = 0
+        for sock in socks:
+            sock.settimeout(1)
+            try:
+                sock.sendall(b"2")
+                alive += sock.recv(1) == b"2"
+            except OSError:
+                pass
+        assert 5 <= alive < 40
+        assert alive >= survivors - 1
+        assert time.monotonic() - started < 60
+        for sock in connect_many(tunnel, lab, 20) + socks:
+            sock.close()
+        assert other in tunnel.workers()
+
+
+def test_more_workers_than_a_persistent_device_has_queues(lab, serve):
+    """A device that somebody made with one queue: one worker, and a line."""
+    app = lab.client()
+    app.ip("tuntap add dev held mode tun")
+    with lab.tunnel(serve.url, "--workers", "2", app=app, device="held") as tunnel:
+        assert echo_works(tunnel, lab)
+        assert len(tunnel.workers()) == 1
+        assert tunnel.count("one worker instead of 2") == 1
+        tunnel.device = "none"  # it stays
+    app.ip("link del held")
+    app.ip("tuntap add dev held mode tun multi_queue")
+    for count in ("1", "2"):
+        with lab.tunnel(serve.url, "--workers", count, app=app, device="held") as tunnel:
+            assert echo_works(tunnel, lab)
+            assert len(tunnel.workers()) == int(count)
+            tunnel.device = "none"
+    app.close()
+
+
+# --- the end -------------------------------------------------------------------------------------
 
 def test_workers_that_die_at_once_are_given_up(lab, serve):
     """Five deaths within ten seconds are no accident: a clear line, status 1, all undone."""
