@@ -56,9 +56,16 @@ bool window_open(struct stack *s, struct conn *c, size_t n)
         tcp_recved(pcb, piece);
         left -= piece;
     }
-    /* lwIP itself tells at a quarter of TCP_WND, which a smaller window never reaches. */
+    /*
+     * lwIP itself tells at a quarter of TCP_WND, which a smaller window never reaches; and it
+     * moves the edge by no less than pcb->mss, a super-packet's size, so that an ACK which is to
+     * tell of less would tell nothing. Small exchanges tell with their answers.
+     */
     uint32_t untold = pcb->rcv_nxt + pcb->rcv_wnd - pcb->rcv_ann_right_edge;
-    return untold < INT32_MAX && untold >= (TCP_WND_MAX(pcb) - c->window_withheld) / 4;
+    if (untold >= INT32_MAX || untold < c->mss)
+        return false;
+    pcb->rcv_ann_wnd = pcb->rcv_wnd;
+    return untold >= (TCP_WND_MAX(pcb) - c->window_withheld) / 4;
 }
 
 bool window_takes(const struct stack *s, const struct conn *c, const uint8_t *ip,
