@@ -70,7 +70,10 @@ void udp_flows_datagram(struct udp_flows *u, const struct endpoint *src, const s
                         uint8_t *payload, size_t len, uint16_t gso_size, size_t headroom);
 /* The batch is over: payloads are about to become invalid, send them. */
 void udp_flows_batch_end(struct udp_flows *u);
-/* Are there datagrams that wait for their association? */
+/*
+ * Are there datagrams that wait for their association, or that were relayed a moment ago? The
+ * proxy may forget those if the association ended now.
+ */
 bool udp_flows_sending(const struct udp_flows *u);
 /* Give up the association idle longest; false when there is none. */
 bool udp_flows_evict(struct udp_flows *u);

@@ -245,9 +245,16 @@ void udp_flows_batch_end(struct udp_flows *u)
         udp_sender_flush(u->sender);
 }
 
+enum { SETTLE_MS = 100 };
+
 bool udp_flows_sending(const struct udp_flows *u)
 {
-    return u->queued_bytes > 0;
+    if (u->queued_bytes > 0)
+        return true;
+    if (list_empty(&u->lru))
+        return false;
+    const struct association *latest = CONTAINER_OF(u->lru.prev, struct association, lru);
+    return loop_now(u->worker->loop) - latest->last_active_ms < SETTLE_MS;
 }
 
 bool udp_flows_evict(struct udp_flows *u)

@@ -28,10 +28,7 @@ enum {
     TRIM_PUT_OFF_MAX = 10,
 };
 
-enum {
-    LINGER_LOOK_MS = 10,
-    LINGER_LOOKS = 10, /* without anything on its way, while there are flows */
-};
+enum { LINGER_LOOK_MS = 10 };
 
 struct run {
     struct worker worker;
@@ -47,8 +44,7 @@ struct run {
     unsigned linger_s; /* from the options */
     struct loop_timer linger;
     uint64_t linger_end_ms; /* 0: not asked to stop */
-    unsigned quiet_looks;
-    struct probe *probe; /* warns where the proxy is not there */
+    struct probe *probe;    /* warns where the proxy is not there */
 };
 
 static void stop(struct run *r, int error)
@@ -202,22 +198,17 @@ static bool device_is_readable(const struct device *d)
     return poll(&polled, 1, 0) > 0;
 }
 
-/*
- * The applications are gone, and what they sent is on its way, from the device on. A proxy that
- * serves datagrams may forget what it has just got when its TCP connection ends: a moment more.
- */
+/* The applications are gone, and what they sent is on its way, from the device on. */
 static void on_linger(void *arg)
 {
     struct run *r = arg;
     struct worker *w = &r->worker;
     bool busy =
         device_is_readable(w->device) || tcp_flows_sending(w->tcp) || udp_flows_sending(w->udp);
-    r->quiet_looks = busy ? 0 : r->quiet_looks + 1;
-    unsigned enough = w->flow_count > 0 ? LINGER_LOOKS : 1;
-    if (r->quiet_looks >= enough || loop_now(w->loop) >= r->linger_end_ms)
-        stop(r, 0);
-    else
+    if (busy && loop_now(w->loop) < r->linger_end_ms)
         loop_timer_start(w->loop, &r->linger, LINGER_LOOK_MS, on_linger, r);
+    else
+        stop(r, 0);
 }
 
 /* A second signal does not wait. */
