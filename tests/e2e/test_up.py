@@ -102,3 +102,31 @@ def test_killed_one_is_undone_by_the_next_up(desktop, serve):
     desktop.up(serve.url).kill()
     desktop.up(serve.url).stop()
     desktop.assert_state(before)
+
+
+def test_more_specific_routes_stay(desktop, lab, serve):
+    """Other VPNs' routes, and Docker's: whatever is not the default route."""
+    desktop.space.ip(f"route add {lab.world_v4(3)}/32 via {desktop.gateway4}")
+    desktop.space.ip(f"-6 route add {lab.world_v6(3)}/128 via {desktop.gateway6}")
+    before = desktop.state()
+    with desktop.up(serve.url):
+        with Capture(desktop.gw, "wan0") as uplink:
+            exchange(desktop.space, lab.world_v4(3))
+            exchange(desktop.space, lab.world_v6(3))
+        assert uplink.packets and uplink.beside(lab.world_v4(3), lab.world_v6(3)) == []
+    desktop.assert_state(before)
+    desktop.space.ip(f"route del {lab.world_v4(3)}/32")
+    desktop.space.ip(f"-6 route del {lab.world_v6(3)}/128")
+
+
+@pytest.mark.parametrize("mode", ("tcp", "relay"))
+def test_dns_by_a_resolver_of_the_world(desktop, lab, serve, mode):
+    """Without fake addresses: through the proxy all the same, whatever resolver is asked."""
+    with desktop.up(serve.url, "--dns", mode, "--dns-server", lab.world4):
+        with Capture(desktop.gw, "d0") as lan:
+            assert desktop.space.run("dig", "+short", "v4.test").stdout.split() == [lab.world4]
+            assert desktop.space.run("getent", "ahosts", "v4.test").stdout.startswith(lab.world4)
+            if mode == "tcp":
+                answer = desktop.space.run("dig", "+short", f"@{desktop.gateway4}", "v4.test")
+                assert answer.stdout.split() == [lab.world4]
+        assert lan.packets and lan.beside(lab.proxy4) == []
