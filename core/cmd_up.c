@@ -107,6 +107,15 @@ static bool guard(struct up *up)
     return leak_guard_apply(up->routes, up->journal, &up->options, up->tun.device->name);
 }
 
+/* Rules and nftables table of ours are in place: a killed one's rules may go. */
+static bool take_over_block(struct up *up)
+{
+    int error = up->resumed ? routing_remove_others(up->routes, up->base) : 0;
+    if (error < 0)
+        say("cannot take a killed culvert's policy rules away: %s", strerror(-error));
+    return error == 0;
+}
+
 static bool forward(struct up *up)
 {
     return !up->options.up.gateway || gateway_open(up->journal);
@@ -170,8 +179,10 @@ static void announce(const struct up *up)
 
 static bool set_up(struct up *up)
 {
+    if (up->options.up.kill_switch && !note(up, journal_note(up->journal, "blocking")))
+        return false;
     return open_device(up) && up_watch_start_workers(up) && forward(up) && route_traffic(up) &&
-           guard(up) && hand_over_dns(up);
+           guard(up) && take_over_block(up) && hand_over_dns(up);
 }
 
 /* --- undoing ---------------------------------------------------------------------------------- */
@@ -188,6 +199,15 @@ static int put_back(struct up *up, int status)
         return EXIT_REFUSED;
     }
     up_state_forget(&up->state);
+    return status;
+}
+
+static int leave_blocked(struct up *up, int status)
+{
+    workers_free(up->workers);
+    up->workers = NULL;
+    tun_setup_undo(&up->tun);
+    say("traffic stays blocked (--kill-switch) until culvert down");
     return status;
 }
 
@@ -213,8 +233,15 @@ static bool claim(struct up *up)
     return error == 0 ? true : explain_lock(error, holder);
 }
 
+/*
+ * What a killed one blocks stays blocked: its journal is continued, ours is put in place beside,
+ * and only then its rules are taken away (take_over_block()).
+ */
 static bool clean_up_after_killed(struct up *up)
 {
+    up->resumed = up->options.up.kill_switch && up_state_is_blocking(&up->state);
+    if (up->resumed)
+        return true;
     int count = up_state_undo(&up->state, true);
     if (count < 0 && count != -ENOENT)
         return false;
@@ -254,6 +281,8 @@ static void warn_of_loop(const struct options *o)
 static bool save_resolvers(struct up *up)
 {
     const struct resolvconf *r = &up->resolvconf;
+    if (up->resumed && access(r->copy, F_OK) == 0)
+        return true;
     int error = resolvconf_save(r);
     if (error == 0 && !captures_some(&up->options) && resolved_is_resolver(r->path) &&
         resolvconf_copy_others(RESOLVED_UPSTREAM, r) == 0)
@@ -271,7 +300,10 @@ static bool prepare(struct up *up)
         say("cannot talk to the kernel over rtnetlink: %s", strerror(-error));
         return false;
     }
-    if (!clean_up_after_killed(up) || !resolve_proxy(&up->options) || !save_resolvers(up))
+    if (!clean_up_after_killed(up))
+        return false;
+    up->clean = !up->resumed;
+    if (!resolve_proxy(&up->options) || !save_resolvers(up))
         return false;
     warn_of_loop(&up->options);
     up->journal = journal_open(up->state.journal, &error);
@@ -295,17 +327,16 @@ static void fill_options(struct up *up, const struct options *given)
 static int run(struct up *up)
 {
     if (!prepare(up)) {
-        up_state_forget(&up->state);
+        if (up->clean)
+            up_state_forget(&up->state);
         return EXIT_REFUSED;
     }
     if (!set_up(up))
-        return put_back(up, EXIT_REFUSED);
+        return up->resumed ? leave_blocked(up, EXIT_REFUSED) : put_back(up, EXIT_REFUSED);
     announce(up);
     int status = up_watch_run(up);
-    if (status != EXIT_STOPPED && up->options.up.kill_switch) {
-        say("traffic stays blocked (--kill-switch) until culvert down");
-        return status;
-    }
+    if (status != EXIT_STOPPED && up->options.up.kill_switch)
+        return leave_blocked(up, status);
     return put_back(up, status);
 }
 

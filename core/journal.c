@@ -20,6 +20,16 @@ struct journal {
     int fd;
 };
 
+/* A last line that was cut must not take the next record along. */
+static bool end_cut_line(int fd)
+{
+    char last = '\n';
+    off_t size = lseek(fd, 0, SEEK_END);
+    if (size > 0 && pread(fd, &last, 1, size - 1) != 1)
+        return false;
+    return last == '\n' || write(fd, "\n", 1) == 1;
+}
+
 struct journal *journal_open(const char *path, int *error)
 {
     struct journal *j = calloc(1, sizeof(*j));
@@ -28,10 +38,10 @@ struct journal *journal_open(const char *path, int *error)
         return NULL;
     }
     j->fd = open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (j->fd >= 0)
+    if (j->fd >= 0 && end_cut_line(j->fd))
         return j;
     *error = -errno;
-    free(j);
+    journal_close(j);
     return NULL;
 }
 
@@ -39,7 +49,8 @@ void journal_close(struct journal *j)
 {
     if (!j)
         return;
-    close(j->fd);
+    if (j->fd >= 0)
+        close(j->fd);
     free(j);
 }
 

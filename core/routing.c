@@ -258,3 +258,11 @@ int routing_remove(struct route_session *s, uint32_t base)
     int routes = route_delete_ours(s, base);
     return rules < 0 ? rules : routes;
 }
+
+int routing_remove_others(struct route_session *s, uint32_t base)
+{
+    int error = 0;
+    for (uint32_t b = ROUTING_BASE_FIRST; b <= ROUTING_BASE_LAST && error == 0; b += ROUTING_SPAN)
+        error = b == base ? 0 : routing_remove(s, b);
+    return error;
+}

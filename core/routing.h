@@ -75,5 +75,7 @@ int routing_apply(struct route_session *s, const struct options *options, uint32
                   int ifindex);
 /* Take them away again, rules first. 0 or -errno. */
 int routing_remove(struct route_session *s, uint32_t base);
+/* Take away what other culverts, dead ones, have in place at whatever other base. 0 or -errno. */
+int routing_remove_others(struct route_session *s, uint32_t base);
 
 #endif

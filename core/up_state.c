@@ -188,6 +188,8 @@ static int undo_record(const struct undo *u, char *const *words, int count)
         return u->after_death ? undo_link(words) : 0;
     if (count == 3 && strcmp(words[0], "address") == 0)
         return u->after_death ? undo_address(words) : 0;
+    if (count == 1 && strcmp(words[0], "blocking") == 0)
+        return 0;
     return -ENOSYS; /* of a newer culvert */
 }
 
@@ -210,4 +212,21 @@ int up_state_undo(const struct up_state *s, bool after_death)
     struct undo u = {.after_death = after_death};
     int count = journal_replay(s->journal, on_record, &u);
     return count >= 0 && u.error < 0 ? u.error : count;
+}
+
+static void look_for_block(void *arg, char *record)
+{
+    bool *blocking = arg;
+    char *words[WORDS_MAX];
+    int count = split(record, words);
+    if (count == 1 && strcmp(words[0], "blocking") == 0)
+        *blocking = true;
+    if (count == 2 && strcmp(words[0], "device") == 0)
+        (void)await_device_end(words);
+}
+
+bool up_state_is_blocking(const struct up_state *s)
+{
+    bool blocking = false;
+    return journal_replay(s->journal, look_for_block, &blocking) > 0 && blocking;
 }

@@ -35,6 +35,11 @@ void up_state_unlock(struct up_state *s);
  * journal, or the first error: what could be undone has been, and the user has been told.
  */
 int up_state_undo(const struct up_state *s, bool after_death);
+/*
+ * Did a culvert with the kill switch leave this journal, whose block stands? Waits for the end of
+ * its device then.
+ */
+bool up_state_is_blocking(const struct up_state *s);
 /* Remove journal and resolv.conf's copy: all is undone. */
 void up_state_forget(const struct up_state *s);
 

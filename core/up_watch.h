@@ -25,6 +25,8 @@ struct up {
     struct options options; /* with defaults that only `up` has */
     struct up_state state;
     struct journal *journal;
+    bool clean;   /* the journal held nothing when we began */
+    bool resumed; /* a killed one's block stands, and gives way to ours without a gap */
     struct tun_setup tun;
     struct route_session *routes;
     uint32_t base; /* priorities and table, core/routing.h; 0: nothing is in place */

@@ -1,10 +1,12 @@
 """Who and what `culvert up` captures: users, cgroups, ranges, bound sockets, others' packets."""
 
+import contextlib
 import errno
 import os
 import pathlib
 import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -112,6 +114,32 @@ def test_kill_switch(desktop, lab, serve):
     assert done.returncode == 0, done.stderr
     desktop.assert_state(before)
     exchange(desktop.space, lab.world4)
+
+
+def test_kill_switch_has_no_gap_when_up_is_started_again(desktop, lab, serve):
+    before = desktop.state()
+    desktop.up(serve.url, "--kill-switch").kill()
+    wait_for(lambda: "culvert0" not in desktop.space.links(), "the device is gone")
+    stop = threading.Event()
+
+    def send():
+        with desktop.space.udp() as sock:
+            while not stop.wait(0.002):
+                with contextlib.suppress(OSError):
+                    sock.sendto(b"x", (lab.world4, 7))
+
+    with Capture(desktop.gw, "wan0") as uplink:
+        thread = threading.Thread(target=send)
+        thread.start()
+        up = desktop.up(serve.url, "--kill-switch")
+        exchange(desktop.space, lab.world4)
+        stop.set()
+        thread.join()
+    assert uplink.packets and uplink.beside(lab.proxy4) == []
+    assert sum("fwmark" in line for line in desktop.space.ip("rule").splitlines()) == 1
+    up.kill()  # and once more: the journal tells the state before the first of them
+    desktop.up(serve.url, "--kill-switch").stop()
+    desktop.assert_state(before)
 
 
 def test_kill_switch_holds_when_the_worker_gives_up(desktop, lab, serve):

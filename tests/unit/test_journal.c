@@ -74,6 +74,20 @@ static void appends_to_what_is_there(void **state)
     assert_string_equal(seen.text, "two|one|");
 }
 
+/* What was cut stays cut, and takes nothing along that is written behind it. */
+static void appends_to_a_cut_line(void **state)
+{
+    (void)state;
+    const char *first[] = {"alpha 1", "beta 22"};
+    const char *second[] = {"gamma 333"};
+    write_records(first, 2);
+    assert_int_equal(truncate(path, 17 + 12), 0);
+    write_records(second, 1);
+    struct seen seen = {.text = ""};
+    assert_int_equal(journal_replay(path, on_record, &seen), 2);
+    assert_string_equal(seen.text, "gamma 333|alpha 1|");
+}
+
 static void tells_that_there_is_none(void **state)
 {
     (void)state;
@@ -157,6 +171,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(replays_the_newest_first, set_up, tear_down),
         cmocka_unit_test_setup_teardown(appends_to_what_is_there, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(appends_to_a_cut_line, set_up, tear_down),
         cmocka_unit_test_setup_teardown(tells_that_there_is_none, set_up, tear_down),
         cmocka_unit_test_setup_teardown(survives_being_cut_anywhere, set_up, tear_down),
         cmocka_unit_test_setup_teardown(skips_damaged_lines, set_up, tear_down),
