@@ -426,6 +426,30 @@ def test_surroundings_stay(user, serve, folder):
     assert inside.stderr == outside.stderr
 
 
+def test_signals_ignored_from_the_start(user, serve):
+    """nohup and the like: the command inherits it, and culvert works all the same."""
+    ignore = python("""
+        import os, signal, sys
+        for signo in (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(signo, signal.SIG_IGN)
+        os.execv(sys.argv[1], sys.argv[1:])
+        """)
+    look = python("""
+        import time
+        print(next(line.split()[1] for line in open("/proc/self/status") if "SigIgn" in line))
+        print("ready", flush=True)
+        time.sleep(1)
+        raise SystemExit(5)
+        """)
+    process = user.popen(*ignore, CULVERT, "run", serve.url, "--", *look, stdout=subprocess.PIPE)
+    ignored = int(process.stdout.readline(), 16)
+    ready(process)
+    for signo in (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        assert ignored >> (signo - 1) & 1, f"{signo.name} is not ignored: {ignored:x}"
+        os.kill(culvert_of(process), signo)
+    assert process.wait(10) == 5
+
+
 def test_files_are_the_user_s(user, serve, folder):
     mine = folder / "mine"
     mine.mkdir()
