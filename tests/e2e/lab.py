@@ -50,13 +50,14 @@ NAMES = {
 class Culvert:
     """A culvert process, its stderr line by line, and what it costs."""
 
-    def __init__(self, space, *argv, env=None, before=(), **kwargs):
+    def __init__(self, space, *argv, env=None, before=(), binary=CULVERT,
+                 **kwargs):
         self.space = space
         self.lines = []
         self.checked = False  # its end is known and was judged
         self.stopped = False
         self.process = space.popen(
-            *before, CULVERT, *argv, stderr=subprocess.PIPE, text=True, errors="replace",
+            *before, binary, *argv, stderr=subprocess.PIPE, text=True, errors="replace",
             env={**os.environ, **SANITIZER_ENV, **(env or {})}, **kwargs)
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
