@@ -75,7 +75,7 @@ int broker_ask(struct broker *b, int family, int type)
     if (send(b->fd, &request, sizeof(request), MSG_NOSIGNAL) < 0)
         return -errno;
     for (;;) {
-        struct answer answer;
+        struct answer answer = {.number = 0};
         int error = wait_for_answer(b);
         if (error < 0)
             return error;
@@ -141,18 +141,26 @@ static bool answer_with(int fd, uint32_t number, int result)
     return sendmsg(fd, &m, MSG_NOSIGNAL) >= 0;
 }
 
+/* Out of memory, or of descriptors in flight? That costs the one who asked, not all flows. */
+static bool passes_over(int error)
+{
+    return error == ENOMEM || error == ENOBUFS || error == ETOOMANYREFS || error == EINTR;
+}
+
 void broker_serve(int fd, const struct outbound_options *options)
 {
     bool going = true;
     while (going) {
         struct request request;
         ssize_t n = recv(fd, &request, sizeof(request), 0);
-        if (n < 0 && errno == EINTR)
+        if (n < 0 && passes_over(errno))
             continue;
         if (n != (ssize_t)sizeof(request))
             return;
         int result = make_socket(&request, options);
         going = answer_with(fd, request.number, result);
+        if (!going && passes_over(errno))
+            going = answer_with(fd, request.number, -errno);
         if (result >= 0)
             close(result);
     }

@@ -327,12 +327,11 @@ static void finish(struct run *r)
     loop_timer_stop(&r->linger);
     loop_signal_ignore(&r->term);
     loop_signal_ignore(&r->interrupt);
-    if (w->stack) {
-        dns_front_free(w->dns_front);
-        tcp_flows_free(w->tcp);
-        udp_flows_free(w->udp);
+    dns_front_free(w->dns_front);
+    tcp_flows_free(w->tcp);
+    udp_flows_free(w->udp);
+    if (w->stack)
         stack_free(w->stack);
-    }
     if (w->dns)
         dns_free(w->dns);
     if (w->proxy)

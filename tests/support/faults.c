@@ -127,6 +127,26 @@ void *NAME(aligned_alloc)(size_t alignment, size_t size)
     }
 #define PARAMETERS(...) __VA_ARGS__
 
+DECLARE(int, getsockopt, int fd, int level, int name, void *at, socklen_t *len);
+
+/* A socket between culvert's own processes is reset by no network. */
+static ssize_t no_such_network(int fd)
+{
+    int error = errno, domain = 0;
+    socklen_t len = sizeof domain;
+    (void)REAL(getsockopt)(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len);
+    errno = domain == AF_UNIX ? ENOMEM : error;
+    return -1;
+}
+
+/* One by which bytes go to and fro. */
+#define TRANSFER(call, error, parameters, arguments)                                               \
+    DECLARE(ssize_t, call, PARAMETERS parameters);                                                 \
+    ssize_t NAME(call)(PARAMETERS parameters)                                                      \
+    {                                                                                              \
+        return fails(KIND_CALL, error, #call) ? no_such_network(fd) : REAL(call) arguments;        \
+    }
+
 DECLARE(int, clock_gettime, clockid_t clock, struct timespec *now);
 int NAME(clock_gettime)(clockid_t clock, struct timespec *now)
 {
@@ -166,11 +186,10 @@ CALL(int, setsockopt, ENOMEM, (int fd, int level, int name, const void *at, sock
 CALL(int, getsockopt, ENOBUFS, (int fd, int level, int name, void *at, socklen_t *len),
      (fd, level, name, at, len))
 CALL(int, shutdown, ENOTCONN, (int fd, int how), (fd, how))
-CALL(ssize_t, recv, ECONNRESET, (int fd, void *at, size_t len, int flags), (fd, at, len, flags))
-CALL(ssize_t, recvmsg, ENOMEM, (int fd, struct msghdr *message, int flags), (fd, message, flags))
-CALL(ssize_t, send, EPIPE, (int fd, const void *at, size_t len, int flags), (fd, at, len, flags))
-CALL(ssize_t, sendmsg, EPIPE, (int fd, const struct msghdr *message, int flags),
-     (fd, message, flags))
+TRANSFER(recv, ECONNRESET, (int fd, void *at, size_t len, int flags), (fd, at, len, flags))
+TRANSFER(recvmsg, ENOMEM, (int fd, struct msghdr *message, int flags), (fd, message, flags))
+TRANSFER(send, EPIPE, (int fd, const void *at, size_t len, int flags), (fd, at, len, flags))
+TRANSFER(sendmsg, EPIPE, (int fd, const struct msghdr *message, int flags), (fd, message, flags))
 CALL(ssize_t, read, EIO, (int fd, void *at, size_t len), (fd, at, len))
 CALL(ssize_t, write, EIO, (int fd, const void *at, size_t len), (fd, at, len))
 CALL(ssize_t, writev, ENOBUFS, (int fd, const struct iovec *iov, int count), (fd, iov, count))
