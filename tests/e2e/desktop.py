@@ -10,6 +10,7 @@ gw and mid; `Capture(gw, "d0")` is the LAN side, `Capture(gw, "wan0")` the uplin
 """
 
 import contextlib
+import glob
 import os
 import socket
 import struct
@@ -259,6 +260,8 @@ class Desktop:
     def close(self):
         for process in self.processes:
             process.kill()
+        for path in glob.glob(f"/run/culvert/{self.state_prefix()}*"):
+            os.unlink(path)
         for server in (self.dns, self.printer_echo, self.printer_udp):
             server.close()
         for space in (self.space, self.printer, self.gw):
