@@ -5,9 +5,9 @@
 #ifndef CULVERT_FLOWS_H
 #define CULVERT_FLOWS_H
 
-#include "core/dns.h"
+#include "core/dns/dns.h"
 #include "core/loop.h"
-#include "core/proxy.h"
+#include "core/proxy/proxy.h"
 #include "stack/stack.h"
 
 enum udp_mode { UDP_ASSOCIATE, UDP_BLOCK };
@@ -20,8 +20,8 @@ struct flow_limits {
 };
 
 struct tcp_flows; /* core/tcp_flow.c: TCP flows */
-struct udp_flows; /* core/udp_flow.c: UDP associations */
-struct dns_front; /* core/dns_front.c: queries on UDP and TCP port 53 */
+struct udp_flows; /* core/udp/udp_flow.c: UDP associations */
+struct dns_front; /* core/dns/dns_front.c: queries on UDP and TCP port 53 */
 
 /* Which of core's structures embeds a conn: conn.owner. */
 enum conn_owner { CONN_OWNER_TCP_FLOW, CONN_OWNER_DNS };

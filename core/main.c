@@ -4,10 +4,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "core/commands.h"
-#include "core/options.h"
-#include "core/process.h"
-#include "core/say.h"
+#include "core/command/commands.h"
+#include "core/command/options.h"
+#include "core/worker/process.h"
+#include "core/command/say.h"
 
 /*
  * A closed stdin, stdout or stderr must not become the number of a socket or of the device. What

@@ -1,4 +1,4 @@
-"""The classic uses of a TUN device, as the recipes in docs/up.md have them."""
+"""The classic uses of a TUN device, as the recipes in core/up/README.md have them."""
 
 import subprocess
 import time

@@ -8,7 +8,7 @@
 
 #include "core/base/log.h"
 #include "core/base/map.h"
-#include "core/dns_forward.h"
+#include "core/dns/dns_forward.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/unit/fake_loop.h"
 

@@ -3,11 +3,11 @@
  * asked three times: of a server that says nothing, of one that is gone, and again. Every answer
  * must be one, to this query, no longer than the client takes.
  */
-#include "core/dns.h"
+#include "core/dns/dns.h"
 
 #include "core/base/log.h"
 #include "core/base/map.h"
-#include "core/dns_message.h"
+#include "core/dns/dns_message.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/unit/fake_loop.h"
 

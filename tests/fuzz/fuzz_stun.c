@@ -1,6 +1,6 @@
 /* Any answer of a STUN server, to whatever transaction it says; every shortening of it is refused.
  */
-#include "core/stun.h"
+#include "core/check/stun.h"
 
 #include "tests/fuzz/fuzz.h"
 

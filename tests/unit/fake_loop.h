@@ -1,12 +1,12 @@
 /*
  * core/loop.h replaced at link time: the clock is the test's, descriptors are polled without
- * waiting. And core/proxy.h's dial: it leads to a socket pair whose other end is the test's.
+ * waiting. And core/proxy/proxy.h's dial: it leads to a socket pair whose other end is the test's.
  */
 #ifndef CULVERT_TESTS_FAKE_LOOP_H
 #define CULVERT_TESTS_FAKE_LOOP_H
 
 #include "core/loop.h"
-#include "core/proxy.h"
+#include "core/proxy/proxy.h"
 
 /* Run turns until nothing is ready any more. */
 void fake_loop_settle(struct loop *loop);

@@ -1,6 +1,7 @@
 /*
- * What core/dns_front.c stands on, replaced at link time: the policy of core/dns.h, which answers a
- * query "now..." at once and others when the test says so, and the stack with its clients.
+ * What core/dns/dns_front.c stands on, replaced at link time: the policy of core/dns/dns.h, which
+ * answers a query "now..." at once and others when the test says so, and the stack with its
+ * clients.
  */
 #ifndef CULVERT_TESTS_FRONT_LAB_H
 #define CULVERT_TESTS_FRONT_LAB_H

@@ -1,4 +1,4 @@
-#include "core/check.h"
+#include "core/check/check.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -8,8 +8,8 @@
 
 #include <cmocka.h>
 
-#include "core/check_parts.h"
-#include "core/host_port.h"
+#include "core/check/check_parts.h"
+#include "core/command/host_port.h"
 
 /* What `write` writes, to be freed. */
 static char *written(void (*write)(FILE *out))

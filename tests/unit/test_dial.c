@@ -2,7 +2,7 @@
  * Dials against a proxy that misbehaves, in one process and one loop. Every test also checks that
  * no descriptor is left behind.
  */
-#include "core/proxy.h"
+#include "core/proxy/proxy.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "core/handshake.h"
+#include "core/proxy/handshake.h"
 #include "tests/unit/dns_server.h"
 #include "tests/unit/rude_proxy.h"
 

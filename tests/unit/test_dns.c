@@ -1,5 +1,5 @@
 /* The policy: what is answered here, from the cache, by the server, and how. */
-#include "core/dns.h"
+#include "core/dns/dns.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,8 +10,8 @@
 #include <cmocka.h>
 
 #include "core/base/log.h"
-#include "core/dns_forward.h"
-#include "core/dns_message.h"
+#include "core/dns/dns_forward.h"
+#include "core/dns/dns_message.h"
 #include "failing_memory.h"
 #include "fake_loop.h"
 

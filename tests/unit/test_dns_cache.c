@@ -1,4 +1,4 @@
-#include "core/dns_cache.h"
+#include "core/dns/dns_cache.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,5 +1,5 @@
 /* The forwarder against a scripted server, with a clock of the test's own. */
-#include "core/dns_forward.h"
+#include "core/dns/dns_forward.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

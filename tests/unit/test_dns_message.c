@@ -1,4 +1,4 @@
-#include "core/dns_message.h"
+#include "core/dns/dns_message.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,4 +1,4 @@
-#include "core/fakedns.h"
+#include "core/dns/fakedns.h"
 
 #include <setjmp.h>
 #include <signal.h>

@@ -1,5 +1,5 @@
 /* The journal: order, escaping, and what is left of it after a kill at any byte. */
-#include "core/journal.h"
+#include "core/up/journal.h"
 
 #include <errno.h>
 #include <fcntl.h>

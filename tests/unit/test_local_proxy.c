@@ -1,5 +1,5 @@
 /* Who listens, by tables of the form of /proc/net/tcp and tcp6, and whether that is a loop. */
-#include "core/local_proxy.h"
+#include "core/proxy/local_proxy.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

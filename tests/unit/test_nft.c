@@ -1,5 +1,5 @@
 /* The nftables script as text, and where cgroups are. What the kernel makes of it: tests/e2e. */
-#include "core/nft.h"
+#include "core/up/nft.h"
 
 #include <netinet/in.h>
 #include <setjmp.h>

@@ -7,8 +7,8 @@
 #include <string.h>
 #include <cmocka.h>
 
-#include "core/options.h"
-#include "core/options_table.h"
+#include "core/command/options.h"
+#include "core/command/options_table.h"
 
 enum { WORDS_MAX = 48 };
 

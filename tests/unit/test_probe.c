@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "core/base/log.h"
-#include "core/probe.h"
+#include "core/proxy/probe.h"
 
 struct lab {
     struct loop *loop;

@@ -1,5 +1,5 @@
 /* resolv.conf handed over and back, in a folder of the test's own, from each moment of a kill. */
-#include "core/resolvconf.h"
+#include "core/up/resolvconf.h"
 
 #include <fcntl.h>
 #include <setjmp.h>

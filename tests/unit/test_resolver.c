@@ -1,4 +1,4 @@
-#include "core/resolver.h"
+#include "core/proxy/resolver.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -2,7 +2,7 @@
  * The plan of policy rules, tried on a model of the kernel: rules are read in the order of their
  * priorities, gotos followed, and what a packet meets in the end is compared.
  */
-#include "core/routing.h"
+#include "core/up/routing.h"
 
 #include <netinet/in.h>
 #include <setjmp.h>

@@ -2,7 +2,7 @@
  * The relay between two real TCP connections over loopback: what is copied, what is spliced,
  * back-pressure, half-close, resets, and what an idle relay holds (nothing).
  */
-#include "core/splice.h"
+#include "core/serve/splice.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

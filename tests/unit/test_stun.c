@@ -1,4 +1,4 @@
-#include "core/stun.h"
+#include "core/check/stun.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

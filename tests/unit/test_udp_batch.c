@@ -1,5 +1,5 @@
 /* Batches of datagrams over loopback: what is joined, what is told apart, and what is lost. */
-#include "core/udp_batch.h"
+#include "core/serve/udp_batch.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

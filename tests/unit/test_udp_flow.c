@@ -148,7 +148,8 @@ static void test_idle_associations_end(void **state)
     relay_sends_from(l, "192.0.2.1:7", "alive"); /* refreshes the first */
     uint64_t refreshed = loop_now(l->worker.loop);
     turns(l, 700);
-    if (loop_now(l->worker.loop) < refreshed + 1000) /* else the machine held us up for too long to say */
+    if (loop_now(l->worker.loop) <
+        refreshed + 1000) /* else the machine held us up for too long to say */
         assert_int_equal(l->worker.flow_count, 2);
     for (int i = 0; i < 100 && l->worker.flow_count > 0; i++)
         turns(l, 100);

@@ -1,0 +1,63 @@
+/*
+ * Host names to addresses, asynchronously: c-ares' only home (resolver.c). For the proxy's own
+ * name, and for `serve` and direct://, never for what an application asks through the tunnel.
+ * Answers are cached by their TTL (clamped to 1 s .. 1 h; failures 5 s); /etc/hosts counts.
+ */
+#ifndef CULVERT_RESOLVER_H
+#define CULVERT_RESOLVER_H
+
+#include "core/base/addr.h"
+#include "core/loop.h"
+
+struct resolver;
+struct resolver_request;
+
+/* What every socket that culvert opens towards the world carries; kept by reference. */
+struct outbound_options {
+    uint32_t mark;           /* SO_MARK, 0: none */
+    char bind_interface[16]; /* SO_BINDTODEVICE, empty: none */
+    bool allow_loopback;     /* may direct:// and serve lead to the host's own loopback? */
+    unsigned connect_timeout_ms;
+    struct broker *broker; /* who makes the sockets (core/worker/broker.h); NULL: this process */
+};
+/*
+ * A socket towards the world, non-blocking and close-on-exec, of `family` and `type` (SOCK_STREAM,
+ * SOCK_DGRAM), with mark and interface applied. The descriptor, or -errno.
+ */
+int outbound_open(const struct outbound_options *options, int family, int type);
+/* Apply mark and interface to a socket of one's own. 0 or -errno. */
+int outbound_prepare_socket(int fd, const struct outbound_options *options);
+/*
+ * Let the kernel notice a peer of the TCP socket `fd` that has vanished, after two minutes of
+ * silence. Four system calls: not worth it for a connection that is over in a moment.
+ */
+void outbound_keep_alive(int fd);
+
+enum { RESOLVER_ADDRS_MAX = 16 };
+
+/* `count` 0: the name does not resolve, `error` says why (static text). Numeric names work too. */
+struct resolver_answer {
+    size_t count;
+    struct addr addrs[RESOLVER_ADDRS_MAX]; /* in RFC 6724 order */
+    const char *error;
+};
+typedef void resolver_fn(void *arg, const struct resolver_answer *answer);
+
+struct resolver *resolver_new(struct loop *loop, const struct outbound_options *options);
+/* Pending requests are dropped without a call. Not from a resolver_fn. */
+void resolver_free(struct resolver *r);
+/*
+ * Take the name servers from the file `conf_path` (kept by reference) instead of
+ * /etc/resolv.conf, and ask them on UDP and TCP `port` (0: 53). Before the first look-up.
+ */
+void resolver_set_servers(struct resolver *r, const char *conf_path, uint16_t port);
+/*
+ * Calls `fn` exactly once, never before this function returns (a cached answer comes at the
+ * turn's end). NULL when out of memory.
+ */
+struct resolver_request *resolver_lookup(struct resolver *r, const char *name, resolver_fn *fn,
+                                         void *arg);
+/* `fn` will not be called. Not after it was. */
+void resolver_cancel(struct resolver_request *request);
+
+#endif

@@ -1,0 +1,136 @@
+#include "core/up/leak_guard.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/base/map.h"
+#include "core/up/nft.h"
+#include "core/command/say.h"
+
+/* Of the script that is in place, 0: none. A process has one table. */
+static uint64_t applied_hash;
+/* What the table belongs to, -1: to nobody. */
+static int owner_fd = -1;
+
+static void add_network(void *arg, const struct cidr *network)
+{
+    struct network_list *list = arg;
+    if (list->count < sizeof(list->items) / sizeof(list->items[0]))
+        list->items[list->count++] = *network;
+}
+
+static bool wants_cgroups(const struct options *o)
+{
+    return o->up.include_cgroups.count > 0 || o->up.exclude_cgroups.count > 0;
+}
+
+/* The script, to be freed; NULL: the user has been told. */
+static char *compose(struct route_session *s, const struct options *o, const char *device,
+                     bool owned)
+{
+    char mount[256] = "";
+    const char *problem = NULL;
+    struct network_list *networks = calloc(1, sizeof(*networks));
+    char *script = malloc(NFT_SCRIPT_MAX);
+    size_t len = 0;
+    if (wants_cgroups(o) && !nft_cgroup_mount(mount, sizeof(mount))) {
+        say("--include-cgroup and --exclude-cgroup need cgroup v2, which is not mounted here");
+    } else if (networks && script) {
+        if (o->up.kill_switch && o->up.lan)
+            (void)route_each_network(s, ROUTE_TABLE_MAIN, add_network, networks);
+        len = nft_compose(o, device, networks, mount, owned, script, NFT_SCRIPT_MAX, &problem);
+        if (problem)
+            say("cgroup %s cannot be matched: it must be a path below %s, which must lie in "
+                "/sys/fs/cgroup",
+                problem, mount);
+        else if (len == 0)
+            say("the nftables script does not fit: too many networks");
+    }
+    free(networks);
+    if (len == 0) {
+        free(script);
+        return NULL;
+    }
+    return script;
+}
+
+/* cgroups were asked for and must work; the rest is a second line of defence. */
+static bool explain(const struct options *o, int error, const char *why)
+{
+    const char *reason = error == -ENOSYS ? "libnftables.so.1 is not installed" : why;
+    if (wants_cgroups(o)) {
+        say("cgroups cannot be matched on this machine: %s", reason);
+        return false;
+    }
+    log_warn("no nftables (%s): DNS queries%s of programs that bind their sockets to a device "
+             "are not stopped",
+             reason, o->up.kill_switch ? ", and with the kill switch all packets," : "");
+    return true;
+}
+
+/* An older kernel knows no owner: then a killed culvert leaves its table until `down`. */
+static int run(struct route_session *s, const struct options *o, const char *device, char *why,
+               size_t size)
+{
+    int error = -ENOMEM;
+    bool owned = !o->up.kill_switch;
+    for (int attempt = 0; attempt < 2; attempt++, owned = false) {
+        char *script = compose(s, o, device, owned);
+        if (!script)
+            return -ECANCELED;
+        error = nft_run(script, owned ? &owner_fd : NULL, why, size);
+        applied_hash = hash_bytes(script, strlen(script));
+        free(script);
+        if (error != -EIO || !owned)
+            break;
+    }
+    return error;
+}
+
+bool leak_guard_apply(struct route_session *s, struct journal *j, const struct options *o,
+                      const char *device)
+{
+    char why[256];
+    int error = journal_note(j, "nft");
+    if (error < 0) {
+        say("cannot write the journal: %s", strerror(-error));
+        return false;
+    }
+    error = run(s, o, device, why, sizeof(why));
+    if (error == 0)
+        return true;
+    applied_hash = 0;
+    return error != -ECANCELED && explain(o, error, why);
+}
+
+void leak_guard_refresh(struct route_session *s, const struct options *o, const char *device,
+                        bool lost)
+{
+    bool names_networks = o->up.kill_switch && o->up.lan;
+    if (!applied_hash || owner_fd >= 0 || (!lost && !names_networks))
+        return;
+    char *script = compose(s, o, device, false);
+    uint64_t hash = script ? hash_bytes(script, strlen(script)) : applied_hash;
+    if (lost || hash != applied_hash) {
+        char why[256] = "";
+        if (script && nft_run(script, NULL, why, sizeof(why)) < 0)
+            log_warn("cannot update the nftables table: %s", why);
+        applied_hash = hash;
+    }
+    free(script);
+}
+
+int leak_guard_remove(void)
+{
+    char why[256];
+    if (owner_fd >= 0)
+        close(owner_fd); /* it goes with it, and nobody else may touch it */
+    owner_fd = -1;
+    int error = nft_remove(why, sizeof(why));
+    /* Where it cannot be done it could not be made either: no library, no nf_tables. */
+    if (error == -EIO)
+        log_warn("cannot take the nftables table inet culvert away: %s", why);
+    return error == -ENOSYS || error == -EIO ? 0 : error;
+}

@@ -1,0 +1,35 @@
+/*
+ * A worker: one device queue, one stack, one event loop, and all flows that come in there.
+ * It needs no privilege; what does (device, addresses, undo) is its caller's.
+ */
+#ifndef CULVERT_WORKER_H
+#define CULVERT_WORKER_H
+
+#include "core/command/options.h"
+#include "stack/device.h"
+
+/* Called once, when packets are being relayed. Not 0 (a -errno): the worker gives up with it. */
+typedef int worker_ready_fn(void *arg);
+
+/*
+ * Relay `device` as `options` say until SIGTERM or SIGINT. The signals may be blocked at the
+ * call; `on_ready` is called after their handlers are in place. Device and options stay the
+ * caller's. Returns 0 after such a signal, else a -errno: -ENOMEM and the like when it could not
+ * start (said in the log), the device's own error when the device has vanished.
+ */
+int worker_run(struct device *device, const struct options *options, worker_ready_fn *on_ready,
+               void *arg);
+
+/* What workers have in common, made before they are forked. */
+struct worker_shared {
+    struct fakedns *fake; /* NULL: no fake addresses */
+};
+
+/* Make it for `count` workers. 0 or -ENOMEM; worker_shared_free() in any case. */
+int worker_shared_init(struct worker_shared *s, const struct options *options, unsigned count);
+void worker_shared_free(struct worker_shared *s);
+/* worker_run() as number `index` of those that share `s`. The first of them looks at the proxy. */
+int worker_run_sharing(struct worker_shared *s, unsigned index, struct device *device,
+                       const struct options *options, worker_ready_fn *on_ready, void *arg);
+
+#endif
