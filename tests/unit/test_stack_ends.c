@@ -1,0 +1,196 @@
+/* The stack packet by packet: how connections end, and packets that are not TCP. */
+#include "tests/unit/stack_lab.h"
+
+/* --- ends ------------------------------------------------------------------------------------- */
+
+static void test_half_close_of_the_application(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup(&f);
+    struct peer p = connect_peer(&f, false);
+    send_segment(&p, ACK | FIN, "bye", 3, NULL, 0);
+    p.seq += 4;
+    unsigned events = take_events(&f);
+    assert_true((events & CONN_DATA) && (events & CONN_FIN));
+    conn_consume(f.stack, f.last, 3);
+    pass_time(&f, 110);
+    expect_flags(&f, ACK);
+    assert_int_equal(got.ack, p.seq);
+    pass_time(&f, 3600 * 1000); /* no limit of its own */
+    assert_int_equal(take_events(&f), 0);
+    struct test_chunk *c = new_chunk();
+    conn_send(f.stack, f.last, &c->chunk, c->bytes, 100);
+    conn_flush(f.stack, f.last);
+    expect_flags(&f, ACK);
+    assert_int_equal(got.payload_len, 100);
+    p.ack += 100;
+    conn_shutdown(f.stack, f.last);
+    expect_flags(&f, ACK | FIN);
+    p.ack++;
+    send_segment(&p, ACK, NULL, 0, NULL, 0);
+    assert_true(take_events(&f) & CONN_CLOSED);
+    assert_true(conn_is_over(f.last));
+    drop(&f);
+    free(c);
+    expect_silence(&f);
+    teardown(&f);
+}
+
+static void close_by_us_first(struct fixture *f, struct peer *p)
+{
+    conn_shutdown(f->stack, f->last);
+    expect_flags(f, ACK | FIN);
+    p->ack++;
+    send_segment(p, ACK, NULL, 0, NULL, 0);
+    pass_time(f, 3600 * 1000); /* a half-closed connection may last */
+    assert_int_equal(take_events(f) & (CONN_RESET | CONN_CLOSED), 0);
+    send_segment(p, ACK | PSH, "late", 4, NULL, 0);
+    p->seq += 4;
+    assert_true(take_events(f) & CONN_DATA);
+    send_segment(p, ACK | FIN, NULL, 0, NULL, 0);
+    p->seq++;
+    unsigned events = take_events(f);
+    assert_true((events & CONN_FIN) && (events & CONN_CLOSED));
+    struct iovec iov;
+    assert_int_equal(conn_peek(f->last, &iov, 1), 1); /* what came before the end can be read */
+    assert_int_equal(iov.iov_len, 4);
+    while (pop(f, &got))
+        continue;
+    drop(f);
+}
+
+static void test_time_wait_answers_and_makes_way(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup(&f);
+    struct peer p = connect_peer(&f, false);
+    close_by_us_first(&f, &p);
+    /* The FIN again: acknowledged again. */
+    p.seq--;
+    send_segment(&p, ACK | FIN, NULL, 0, NULL, 0);
+    p.seq++;
+    expect_flags(&f, ACK);
+    assert_int_equal(got.ack, p.seq);
+    /* An old SYN: challenged. A new one: a new connection. */
+    p.seq -= 500;
+    send_syn(&p);
+    expect_flags(&f, ACK);
+    assert_int_equal(f.opened, 1);
+    p.seq += 500 + 1;
+    send_syn(&p);
+    assert_int_equal(f.opened, 2);
+    conn_accept(f.stack, f.last);
+    finish_handshake(&p);
+    drop(&f);
+    pass_time(&f, 70000);
+    assert_true(stack_next_tick(f.stack) == UINT64_MAX);
+    teardown(&f);
+}
+
+static void test_reset_ends_it(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup(&f);
+    struct peer p = connect_peer(&f, true);
+    send_segment(&p, ACK | PSH, "x", 1, NULL, 0);
+    p.seq++;
+    send_segment(&p, RST | ACK, NULL, 0, NULL, 0);
+    assert_true(take_events(&f) & CONN_RESET);
+    drop(&f);
+    expect_silence(&f);
+    teardown(&f);
+}
+
+static void test_idle_stack_wants_no_time(void **state)
+{
+    struct fixture f;
+    (void)state;
+    setup(&f);
+    assert_true(stack_next_tick(f.stack) == UINT64_MAX);
+    struct peer p = connect_peer(&f, false);
+    pass_time(&f, 500);
+    assert_true(stack_next_tick(f.stack) == UINT64_MAX); /* idle connections want none either */
+    (void)p;
+    drop(&f);
+    teardown(&f);
+}
+
+/* --- other packets ---------------------------------------------------------------------------- */
+
+static void test_datagram_comes_and_goes(void **state)
+{
+    struct fixture f;
+    static uint8_t out[200];
+    (void)state;
+    for (int v6 = 0; v6 < 2; v6++) {
+        setup(&f);
+        struct peer p = peer_of(v6);
+        size_t n = peer_write_datagram(out, &p.src, &p.dst, "hello", 5);
+        device_memory_push(f.device, out, n, NULL);
+        receive(&f);
+        assert_int_equal(f.datagrams, 1);
+        assert_true(endpoint_equal(&f.from, &p.src) && endpoint_equal(&f.to, &p.dst));
+        assert_memory_equal(f.payload, "hello", 5);
+        assert_int_equal(stack_send_datagram(f.stack, &p.dst, &p.src, "world", 5, 0), 0);
+        assert_true(pop(&f, &got));
+        assert_int_equal(got.info.verdict, PACKET_UDP);
+        assert_true(endpoint_equal(&got.info.src, &p.dst));
+        stack_send_unreachable(f.stack, &p.src, &p.dst, "hello", 5, UNREACHABLE_PORT);
+        expect_icmp(&f, v6 ? 1 : 3, v6 ? 4 : 3);
+        teardown(&f);
+    }
+}
+
+/* A datagram in fragments, out of order, makes the round through lwIP's reassembly. */
+static void test_fragments_are_put_together(void **state)
+{
+    struct fixture sender, f;
+    static uint8_t payload[9000];
+    static struct packet pieces[16];
+    (void)state;
+    for (size_t i = 0; i < sizeof payload; i++)
+        payload[i] = (uint8_t)(i * 31 + i / 257);
+    for (int v6 = 0; v6 < 2; v6++) {
+        setup(&sender);
+        struct peer p = peer_of(v6);
+        stack_send_datagram(sender.stack, &p.src, &p.dst, payload, sizeof payload, 0);
+        int n = 0;
+        for (; n < 16; n++) {
+            pieces[n].buffer = malloc(PACKET_BUFFER_SIZE);
+            if (!device_memory_pop(sender.device, &pieces[n]))
+                break;
+        }
+        free(pieces[n].buffer);
+        assert_true(n >= 6 && n < 16);
+        teardown(&sender);
+        setup(&f);
+        for (int i = n - 1; i >= 0; i--) {
+            device_memory_push(f.device, pieces[i].data, pieces[i].len, NULL);
+            free(pieces[i].buffer);
+        }
+        receive(&f);
+        assert_int_equal(f.datagrams, 1);
+        assert_int_equal(f.payload_len, sizeof payload);
+        assert_memory_equal(f.payload, payload, sizeof payload);
+        assert_true(endpoint_equal(&f.from, &p.src) && endpoint_equal(&f.to, &p.dst));
+        pass_time(&f, 120000);
+        assert_true(stack_next_tick(f.stack) == UINT64_MAX);
+        teardown(&f);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_half_close_of_the_application),
+        cmocka_unit_test(test_time_wait_answers_and_makes_way),
+        cmocka_unit_test(test_reset_ends_it),
+        cmocka_unit_test(test_idle_stack_wants_no_time),
+        cmocka_unit_test(test_datagram_comes_and_goes),
+        cmocka_unit_test(test_fragments_are_put_together),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
