@@ -12,6 +12,9 @@
  *   - past RX_MOST segments are dropped as if lost on the way, of every conn but those that hold
  *     nothing and get the next bytes in order: whoever is served goes on being served
  *
+ * Without TSO each packet takes a place in the device's queue, and eight uploads with a mebibyte
+ * each overflow 5,000 of them: a window stays at WINDOW_PLAIN then.
+ *
  * `window_withheld` is the difference between TCP_WND and the conn's window.
  */
 #include "lwip/priv/tcp_priv.h"
@@ -19,6 +22,7 @@
 
 enum {
     WINDOW_MIN = 65535,         /* what a SYN-ACK can tell, as its window is not scaled */
+    WINDOW_PLAIN = 256 * 1024,  /* without TSO */
     RX_EASY = 64 * 1024 * 1024, /* bytes */
     RX_MOST = 160 * 1024 * 1024,
 };
@@ -36,9 +40,12 @@ void window_start(struct conn *c)
 /* Of `n` bytes that were passed on, how many open the window? More than `n` let it grow. */
 static size_t window_grant(const struct stack *s, struct conn *c, size_t n)
 {
-    size_t window = TCP_WND_MAX(c->pcb) - c->window_withheld;
+    size_t most = TCP_WND_MAX(c->pcb);
+    size_t window = most - c->window_withheld;
+    if (!s->device->caps.tso)
+        most = LWIP_MIN(most, WINDOW_PLAIN);
     if (s->rx_held <= RX_EASY) {
-        size_t more = LWIP_MIN(n, c->window_withheld);
+        size_t more = window < most ? LWIP_MIN(n, most - window) : 0;
         c->window_withheld -= (uint32_t)more;
         return n + more;
     }

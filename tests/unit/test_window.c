@@ -88,6 +88,8 @@ static int teardown(void **state)
     return 0;
 }
 
+static const uint8_t payload_1460[1460];
+
 /* What the stack says, each to the flow concerned. */
 static void hear(void)
 {
@@ -246,6 +248,34 @@ static void test_a_flood_past_the_most_is_dropped(void **state)
     assert_in_range(window(flow), 1000, WINDOW_MAX);
 }
 
+/* Each small packet has its place in the device's queue: many windows must fit in there. */
+static void test_window_stays_smaller_without_tso(void **state)
+{
+    (void)state;
+    f.device->caps.tso = false;
+    struct flow *flow = connect_flow(true);
+    for (int i = 0; i < 2000; i++) {
+        send_segment(flow, ACK | PSH, payload_1460, sizeof payload_1460, NULL, 0);
+        flow->peer.seq += sizeof payload_1460;
+    }
+    assert_in_range(window(flow), 200 << 10, 257 << 10);
+}
+
+/* An ACK that was sent to tell of the window tells of it, however little lwIP thinks it is. */
+static void test_small_pieces_move_the_edge(void **state)
+{
+    (void)state;
+    struct flow *flow = connect_flow(true);
+    for (int i = 0; i < 400; i++) {
+        uint32_t right = flow->right;
+        send_segment(flow, ACK | PSH, payload_1460, 100, NULL, 0);
+        flow->peer.seq += 100;
+        if (flow->right != right)
+            assert_in_range(flow->right - right, 1460, 1 << 20);
+    }
+    assert_in_range(window(flow), 80000, 257 << 10);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -253,6 +283,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_stalled_window_opens_when_it_is_read, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stalled_conns_are_bounded_in_all, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_flood_past_the_most_is_dropped, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_window_stays_smaller_without_tso, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_small_pieces_move_the_edge, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
