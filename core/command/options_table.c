@@ -248,7 +248,7 @@ const struct option_spec option_table[] = {
         .kind = OPTION_WORKERS,
         .argument = "N|auto",
         .fallback = "1",
-        .commands = TUN | UP,
+        .commands = TUN | UP | RUN,
         .offset = FIELD(workers),
         .min = 1,
         .max = WORKERS_MAX,
@@ -261,7 +261,7 @@ const struct option_spec option_table[] = {
         .name = "user",
         .kind = OPTION_PATH,
         .argument = "NAME",
-        .commands = TUN | UP,
+        .commands = TUN | UP | RUN,
         .offset = FIELD(user),
         .help = "The user that the processes run as that read packets and the proxy's answers. "
                 "Default: nobody where culvert is started as root.",

@@ -19,7 +19,7 @@
 #include <sys/types.h>
 
 #include "core/command/options.h"
-#include "stack/device.h"
+#include "core/command/tun_setup.h"
 
 /* What the front is told, one message each: READY by the relay, the others by the reaper. */
 enum run_event { RUN_STARTED, RUN_READY, RUN_STOPPED, RUN_ENDED };
@@ -66,11 +66,19 @@ _Noreturn void run_reaper(struct run_job *job);
 /* run_attach.c: --netns and --pid; the exit status. */
 int run_attach(const struct options *options);
 
+/* A device in the hands of who relays it, a queue for each worker. */
+struct run_device {
+    struct device *queues[WORKERS_MAX];
+    size_t count;
+};
+
 /*
- * run_parts.c: a device's descriptor and MTU over a Unix socket (unix(7), SCM_RIGHTS). 0, or the
- * descriptor, else -errno; -ECONNRESET when the other side has closed without sending any.
+ * run_parts.c: a device's descriptors and MTU over a Unix socket (unix(7), SCM_RIGHTS). 0 or
+ * -errno; -ECONNRESET when the other side has closed without sending any. After an error `out` is
+ * empty.
  */
-int run_send_device(int sock, const struct device *device);
-int run_receive_device(int sock, unsigned *mtu);
+int run_send_device(int sock, const struct tun_setup *setup);
+int run_take_device(int sock, bool offload, struct run_device *out);
+void run_close_device(struct run_device *d);
 
 #endif

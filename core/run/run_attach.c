@@ -33,7 +33,7 @@ struct attach {
     char what[NAMESPACE_TEXT_MAX]; /* for the user: "netns NAME", "pid PID" */
     int net, user;                 /* namespaces; -1: none */
     int sock[2];                   /* [0] the relay, [1] the child within */
-    struct device *device;
+    struct run_device device;
 };
 
 /* --- which namespace -------------------------------------------------------------------------- */
@@ -117,7 +117,7 @@ static _Noreturn void stay_within(struct attach *a)
     char byte;
     run_close(&a->sock[0]);
     bool made = enter(a) && tun_setup_open(&setup) && sandbox_route(setup.device->name, true) &&
-                run_send_device(a->sock[1], setup.device) == 0;
+                run_send_device(a->sock[1], &setup) == 0;
     while (made && recv(a->sock[1], &byte, 1, 0) < 0 && errno == EINTR)
         ;
     if (setup.device && setup.existed)
@@ -131,7 +131,7 @@ static _Noreturn void stay_within(struct attach *a)
 static int announce(void *arg)
 {
     const struct attach *a = arg;
-    const struct device *d = a->device;
+    const struct device *d = a->device.queues[0];
     char proxy[600];
     say("ready run %s tun %s mtu %u offload %s proxy %s", a->what, d->name, d->mtu,
         tun_setup_offload(&d->caps), proxy_url_format(&a->options->proxy, proxy, sizeof(proxy)));
@@ -141,20 +141,13 @@ static int announce(void *arg)
 
 static int relay(struct attach *a)
 {
-    const struct options *o = a->options;
-    unsigned mtu = 0;
-    int fd = run_receive_device(a->sock[0], &mtu);
-    if (fd < 0)
+    int error = run_take_device(a->sock[0], a->options->offload, &a->device);
+    if (error == -ECONNRESET)
         return EXIT_REFUSED; /* the child has said why */
-    int error = 0;
-    a->device = device_tun_adopt(fd, mtu, o->offload, &error);
-    if (a->device) {
-        error = workers_run(&a->device, 1, o, announce, a);
-        notify_service_manager("STOPPING=1");
-        device_close(a->device);
-    } else {
-        close(fd);
-    }
+    if (error == 0)
+        error = workers_run(a->device.queues, a->device.count, a->options, announce, a);
+    notify_service_manager("STOPPING=1");
+    run_close_device(&a->device);
     if (error == 0)
         return EXIT_STOPPED;
     say("cannot relay: %s", strerror(-error));

@@ -59,10 +59,10 @@ static void restore_environment(const struct options *o)
 }
 
 /* Pass the device out, and wait until packets are relayed. False: the relay has said why not. */
-static bool hand_over(struct run_job *job, const struct device *device)
+static bool hand_over(struct run_job *job, const struct tun_setup *setup)
 {
     char ready;
-    if (run_send_device(job->handover[1], device) < 0)
+    if (run_send_device(job->handover[1], setup) < 0)
         return false;
     ssize_t n;
     do
@@ -121,7 +121,7 @@ static _Noreturn void become_command(struct run_job *job)
     run_close(&job->report[1]);
     run_close(&job->log[1]);
     run_close(&job->handover[0]);
-    if (!sandbox_enter(&setup) || !hand_over(job, setup.device))
+    if (!sandbox_enter(&setup) || !hand_over(job, &setup))
         _exit(EXIT_REFUSED);
     restore_environment(job->options);
     execute(job);

@@ -10,32 +10,37 @@
 
 #include "core/base/log.h"
 
-/* Room for one descriptor, aligned for its header. */
+/* Room for all descriptors, aligned for their header. */
 union control {
     struct cmsghdr header;
-    char bytes[CMSG_SPACE(sizeof(int))];
+    char bytes[CMSG_SPACE(WORKERS_MAX * sizeof(int))];
 };
 
-int run_send_device(int sock, const struct device *device)
+int run_send_device(int sock, const struct tun_setup *setup)
 {
-    unsigned mtu = device->mtu;
+    int fds[WORKERS_MAX] = {0};
+    for (size_t i = 0; i < setup->queue_count; i++)
+        fds[i] = setup->queues[i]->fd;
+    size_t bytes = setup->queue_count * sizeof(fds[0]);
+    unsigned mtu = setup->device->mtu;
     struct iovec iov = {.iov_base = &mtu, .iov_len = sizeof(mtu)};
     union control control = {0};
     struct msghdr message = {
         .msg_iov = &iov,
         .msg_iovlen = 1,
         .msg_control = control.bytes,
-        .msg_controllen = sizeof(control.bytes),
+        .msg_controllen = CMSG_SPACE(bytes),
     };
     struct cmsghdr *c = CMSG_FIRSTHDR(&message);
     c->cmsg_level = SOL_SOCKET;
     c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof(device->fd));
-    memcpy(CMSG_DATA(c), &device->fd, sizeof(device->fd));
+    c->cmsg_len = CMSG_LEN(bytes);
+    memcpy(CMSG_DATA(c), fds, bytes);
     return sendmsg(sock, &message, MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
-int run_receive_device(int sock, unsigned *mtu)
+/* How many descriptors have come, or -errno. */
+static int receive(int sock, unsigned *mtu, int fds[WORKERS_MAX])
 {
     struct iovec iov = {.iov_base = mtu, .iov_len = sizeof(*mtu)};
     union control control = {0};
@@ -52,11 +57,36 @@ int run_receive_device(int sock, unsigned *mtu)
     if (n < 0)
         return -errno;
     const struct cmsghdr *c = n == (ssize_t)sizeof(*mtu) ? CMSG_FIRSTHDR(&message) : NULL;
-    if (!c || c->cmsg_type != SCM_RIGHTS || c->cmsg_len != CMSG_LEN(sizeof(int)))
+    if (!c || c->cmsg_type != SCM_RIGHTS || c->cmsg_len < CMSG_LEN(sizeof(int)))
         return -ECONNRESET;
-    int fd;
-    memcpy(&fd, CMSG_DATA(c), sizeof(fd));
-    return fd;
+    size_t bytes = c->cmsg_len - CMSG_LEN(0);
+    memcpy(fds, CMSG_DATA(c), bytes);
+    return (int)(bytes / sizeof(int));
+}
+
+int run_take_device(int sock, bool offload, struct run_device *out)
+{
+    int fds[WORKERS_MAX] = {0};
+    unsigned mtu = 0;
+    *out = (struct run_device){0};
+    int count = receive(sock, &mtu, fds);
+    int error = count < 0 ? count : 0;
+    for (int i = 0; i < count; i++) {
+        struct device *queue = error < 0 ? NULL : device_tun_adopt(fds[i], mtu, offload, &error);
+        if (queue)
+            out->queues[out->count++] = queue;
+        else
+            close(fds[i]);
+    }
+    if (error < 0)
+        run_close_device(out);
+    return error;
+}
+
+void run_close_device(struct run_device *d)
+{
+    while (d->count > 0)
+        device_close(d->queues[--d->count]);
 }
 
 void run_send_report(const struct run_job *job, const struct run_report *r)

@@ -56,32 +56,16 @@ static void leave_session(struct run_job *job)
     (void)sigprocmask(SIG_SETMASK, &stop, NULL); /* as workers_run() wants them */
 }
 
-static struct device *take_device(const struct run_job *job)
-{
-    unsigned mtu = 0;
-    int fd = run_receive_device(job->handover[0], &mtu);
-    if (fd == -ECONNRESET)
-        return NULL; /* the command's process has ended, and said why */
-    int error = fd;
-    struct device *d = fd < 0 ? NULL : device_tun_adopt(fd, mtu, job->options->offload, &error);
-    if (d)
-        return d;
-    say("cannot take the TUN device over: %s", strerror(-error));
-    if (fd >= 0)
-        close(fd);
-    return NULL;
-}
-
 struct relay {
     struct run_job *job;
-    struct device *device;
+    struct run_device device;
     bool ready; /* the command may begin */
 };
 
 static int announce(void *arg)
 {
     struct relay *r = arg;
-    const struct run_report report = {.event = RUN_READY, .caps = r->device->caps};
+    const struct run_report report = {.event = RUN_READY, .caps = r->device.queues[0]->caps};
     run_send_report(r->job, &report);
     run_close(&r->job->report[1]);
     run_close(&r->job->handover[0]);
@@ -91,13 +75,15 @@ static int announce(void *arg)
 
 static int relay(struct relay *r)
 {
-    r->device = take_device(r->job);
-    if (!r->device)
-        return EXIT_REFUSED;
-    int error = workers_run(&r->device, 1, r->job->options, announce, r);
+    const struct options *o = r->job->options;
+    int error = run_take_device(r->job->handover[0], o->offload, &r->device);
+    if (error == -ECONNRESET)
+        return EXIT_REFUSED; /* the command's process has ended, and said why */
+    if (error == 0)
+        error = workers_run(r->device.queues, r->device.count, o, announce, r);
     if (error < 0)
         say("cannot relay: %s", strerror(-error));
-    device_close(r->device);
+    run_close_device(&r->device);
     return error == 0 ? EXIT_STOPPED : EXIT_REFUSED;
 }
 

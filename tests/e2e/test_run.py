@@ -242,6 +242,15 @@ def test_proxy_behind_a_proxy(lab, user, serve):
         assert "10.88.0.2" in lab.echo.peers[-1][0], "it came from mid, past the far proxy"
 
 
+@pytest.mark.parametrize("root", [False, True], ids=["user", "root"])
+def test_several_workers(user, serve, nginx, root):
+    """An ordinary user may not be allowed the eBPF that spreads packets: then one does it."""
+    done = user.culvert(serve.url, "hey", "-n", 200, "-c", 20, "http://www.test/", root=root,
+                        options=["--workers", 3])
+    assert "[200]\t200 responses" in done.stdout, done.stdout + done.said
+    assert "one worker instead of 3" not in done.said or not root
+
+
 def test_ping_is_answered_if_asked_for(user, serve):
     code = """
         import socket

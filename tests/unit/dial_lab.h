@@ -196,6 +196,34 @@ static inline void assert_connected(struct fixture *f, const struct dial_result 
     close(r->fd);
 }
 
+/* A listener whose queue is full drops SYNs: an address that never answers. */
+struct black_hole {
+    int fd;
+    int fillers[3];
+};
+
+static inline void black_hole_open(struct black_hole *b, const char *addr, uint16_t port)
+{
+    struct endpoint e = {.port = port};
+    struct sockaddr_storage sa;
+    assert_true(addr_parse(addr, &e.addr));
+    socklen_t len = endpoint_to_sockaddr(&e, &sa);
+    b->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(b->fd, (struct sockaddr *)&sa, len), 0);
+    assert_int_equal(listen(b->fd, 0), 0);
+    for (size_t i = 0; i < 3; i++) {
+        b->fillers[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        (void)connect(b->fillers[i], (struct sockaddr *)&sa, len);
+    }
+}
+
+static inline void black_hole_close(struct black_hole *b)
+{
+    for (size_t i = 0; i < 3; i++)
+        close(b->fillers[i]);
+    close(b->fd);
+}
+
 #define DIAL_TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 #endif
