@@ -16,7 +16,6 @@ import lab as laboratory
 from lab import wait_for
 from resolver import RESOLVER, Resolver, address, ask, frame, read_frame, seconds, values
 from rude import CONNECT, UDP_ASSOCIATE
-from servers import UdpEcho
 
 pytestmark = pytest.mark.skipif(laboratory.DIRECT, reason="there are no fake addresses")
 

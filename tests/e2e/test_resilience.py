@@ -1,6 +1,5 @@
 """The proxy vanishes, returns, moves, has several addresses: flows end, new ones work again."""
 
-import os
 import resource
 import signal
 import socket
@@ -253,12 +252,12 @@ def test_descriptors_run_out(lab, serve):
     space = lab.client()
     tunnel = lab.tunnel(serve.url, app=space, route=True,
                         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
-    socks, failed = [], 0
+    socks = []
     for _ in range(60):
         try:
             socks.append(space.connect(lab.world4, 7, timeout=5))
         except OSError:
-            failed += 1
+            pass  # refused, or it gave way
     spent = tunnel.cpu_seconds()
     time.sleep(1)
     assert tunnel.cpu_seconds() - spent < 0.2, "it spins without descriptors"
