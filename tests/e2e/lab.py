@@ -285,7 +285,7 @@ class Lab:
             raise PermissionError("the end-to-end tests make network namespaces: run them as root")
         self.processes = []
         self.servers = []
-        self._clients = 0
+        self._clients = []
         self.mid = Namespace("mid")
         self.world = Namespace("world")
         self._build()
@@ -314,9 +314,9 @@ class Lab:
 
     def client(self):
         """A new namespace for applications: it reaches the proxy's addresses and nothing else."""
-        self._clients += 1
-        n = self._clients
+        n = len(self._clients) + 1
         app = Namespace(f"app{n}")
+        self._clients.append(app)
         veth(app, "up0", self.mid, f"app{n}", (f"10.77.{n}.2/24", f"10.77.{n}.1/24"),
              (f"fd77:{n:x}::2/64", f"fd77:{n:x}::1/64"))
         app.ip(f"route add {self.proxy4} via 10.77.{n}.1")
@@ -370,8 +370,8 @@ class Lab:
                 problems.append(str(problem))
         for server in reversed(self.servers):
             server.close()
-        self.world.close()
-        self.mid.close()
+        for space in (*self._clients, self.world, self.mid):
+            space.close()
         assert not problems, "\n".join(problems)
 
     def __enter__(self):

@@ -218,8 +218,7 @@ def _end(process):
     try:
         process.wait(3)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(3)
+        process.kill()  # and no more waiting: the other processes and the namespace come next
 
 
 def close_all():
