@@ -28,9 +28,10 @@ static void release(struct chunk *chunk)
 
 struct down_chunk *chunk_pool_take(struct chunk_pool *pool, struct down_chunk **tail)
 {
-    if (*tail && CHUNK_BYTES - (*tail)->used >= CHUNK_TAIL_MIN)
-        return *tail;
-    struct down_chunk *c = pool->free;
+    struct down_chunk *c = *tail;
+    if (c && CHUNK_BYTES - c->used >= CHUNK_TAIL_MIN)
+        return c;
+    c = pool->free;
     if (c) {
         pool->free = c->next_free;
         pool->free_count--;
