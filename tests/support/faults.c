@@ -118,6 +118,7 @@ void *NAME(aligned_alloc)(size_t alignment, size_t size)
                                                        : MEMORY(aligned_alloc)(alignment, size);
 }
 
+/* NOLINTBEGIN(bugprone-macro-parentheses): arguments already stand in parentheses */
 /* One that fails as the kernel's: -1 and errno. */
 #define CALL(result, call, error, parameters, arguments)                                           \
     DECLARE(result, call, PARAMETERS parameters);                                                  \
@@ -154,6 +155,7 @@ static ssize_t break_off(int fd)
     {                                                                                              \
         return fails(KIND_CALL, error, #call) ? break_off(fd) : REAL(call) arguments;              \
     }
+/* NOLINTEND(bugprone-macro-parentheses) */
 
 DECLARE(int, clock_gettime, clockid_t clock, struct timespec *now);
 int NAME(clock_gettime)(clockid_t clock, struct timespec *now)
