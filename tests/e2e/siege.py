@@ -227,13 +227,15 @@ def spoofed(index):
 class Injector:
     """Hands bare packets to the device, no faster than they are read: a full queue would drop them.
 
-    Half the queue (500 packets) at once at most, then the rest when the device has passed it on.
+    Half the queue (500 packets) at once at most, then the rest when the device has passed it on;
+    with a `rate`, so many packets a second and no more.
     """
 
-    BURST = 200
-
-    def __init__(self, device):
+    def __init__(self, device, rate=None):
         self.device = device
+        self.rate = rate
+        self.burst = 20 if rate else 200
+        self._begin = time.monotonic()
         self.sent = 0
         self._start = self._taken()
         self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
@@ -257,8 +259,10 @@ class Injector:
         raise TimeoutError("nobody reads the device")
 
     def send(self, packet):
-        if self.sent % self.BURST == 0:
+        if self.sent % self.burst == 0:
             self._wait()
+            if self.rate:
+                time.sleep(max(0, self._begin + self.sent / self.rate - time.monotonic()))
         self.sent += 1
         address = (self.device, 0x86DD if packet[0] >> 4 == 6 else 0x0800)
         for _ in range(20000):

@@ -52,8 +52,11 @@ def tunnel(lab, serve):
 
 # --- floods of packets ---------------------------------------------------------------------------
 
+RATE = 4000  # packets a second that open something
+
+
 def flood_syns(device, target, port, count, again, _stopping):
-    wire = Injector(device)
+    wire = Injector(device, RATE)
     dst = socket.inet_aton(target)
     for index in range(count):
         src, sport = siege.spoofed(index)
@@ -99,15 +102,13 @@ def test_fragment_flood(lab, tunnel):
         siege.Process(tunnel.app, flood_fragments, tunnel.device, lab.world4, count).wait(120)
 
 
-def flood_udp(target, port, count, _stopping):
-    """Each datagram from a port of its own."""
+def flood_udp(device, target, port, count, _stopping):
+    """Each datagram from an address and port of its own."""
+    wire = Injector(device, RATE)
+    dst = socket.inet_aton(target)
     for index in range(count):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.bind(("", 1024 + index % 64000))
-            try:
-                sock.sendto(b"who is there", (target, port))
-            except OSError:
-                pass  # an ICMP error of an earlier one
+        src, sport = siege.spoofed(index)
+        wire.send(siege.udp4(src, dst, sport, port, b"who is there"))
 
 
 def test_udp_source_flood(lab, tunnel):
@@ -115,7 +116,7 @@ def test_udp_source_flood(lab, tunnel):
     count = scaled(50000)
     with Siege(lab, tunnel, "UDP from ever new sources", f"{count:,} sources", memory_mb=160,
                least_rate=0.1):
-        siege.Process(tunnel.app, flood_udp, lab.world4, 9999, count).wait(120)
+        siege.Process(tunnel.app, flood_udp, tunnel.device, lab.world4, 9999, count).wait(120)
     with tunnel.app.udp() as sock:
         sock.settimeout(1)
 
@@ -446,5 +447,5 @@ def test_flow_limit(lab, serve, void):
         with Siege(lab, tunnel, "SYN flood past --max-flows 50", "5,000 spoofed sources",
                    memory_mb=16):
             time.sleep(0.5)
-            siege.Process(tunnel.app, flood_syns, tunnel.device, void, 80, 5000, 2).wait(60)
+            siege.Process(tunnel.app, flood_syns, tunnel.device, void, 80, 5000, 1).wait(60)
             assert tunnel.sockets() < 60

@@ -301,3 +301,22 @@ def test_network_black_holed_and_back(lab, serve):
             assert sock.recv(1) == b"2"
         echo(tunnel, lab.world4)
         tunnel.settle()
+
+
+def test_under_valgrind(lab, serve, stream_server):
+    """No invalid access, no leak, no socket left open, in any of its processes."""
+    if laboratory.SANITIZED:
+        pytest.skip("either of them")
+    grind = ["valgrind", "--track-fds=yes", "--leak-check=full", "--trace-children=yes",
+             f"--suppressions={laboratory.ROOT}/tests/support/valgrind.supp"]
+    tunnel = lab.tunnel(serve.url, "--udp-idle-timeout", "1", "--dns-server", lab.world4,
+                        before=grind)
+    for number in range(3):
+        run_script(lab, tunnel, stream_server.port, number)
+    with tunnel.app.connect(lab.world4, 7):  # open at the end
+        time.sleep(1.5)
+        tunnel.stop()
+    ends = [line for line in tunnel.lines if "ERROR SUMMARY" in line]
+    assert len(ends) >= 2, tunnel.log
+    assert all("ERROR SUMMARY: 0 errors" in line for line in ends), tunnel.log
+    assert not any("Open AF_INET" in line for line in tunnel.lines), tunnel.log
