@@ -7,6 +7,12 @@
  * the mark, the interface and the buffers that it was told when it was started.
  *
  * Of what it is asked only two small numbers count, each compared with what is allowed.
+ *
+ * The other ways are worse: CAP_NET_ADMIN for the worker is the power over all interfaces, routes
+ * and rules; a rule for the worker's user would catch others of that user; a cgroup of its own
+ * takes programs out of those that rules name. The price is 14 us of CPU (94 to 108) for a
+ * connection with --mark that is made, used and closed; without a mark or an interface only UDP
+ * sockets, one a source, come from here.
  */
 #ifndef CULVERT_BROKER_H
 #define CULVERT_BROKER_H
