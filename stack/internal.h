@@ -13,7 +13,7 @@
 
 struct tcp_pcb_listen;
 
-enum { TICK_MS = TCP_TMR_INTERVAL, FRAGMENT_TICK_MS = 1000 /* IP_TMR_INTERVAL */ };
+enum { TICK_MS = TCP_TMR_INTERVAL };
 
 /*
  * A buffer that a device read fills. It is handed over whole to lwIP as a custom pbuf where its
@@ -47,12 +47,12 @@ struct stack {
     struct tcp_pcb_listen *listener;
     struct conn *current; /* the conn that lwIP is working for */
     struct map conns;
-    struct link ready;           /* conns with events to be told */
-    struct link busy;            /* conns that want ticks */
-    uint64_t next_tick_ms;       /* of lwIP's timers; meaningful while `busy` has members */
-    bool slow_half;              /* lwIP's slow timer runs at every other tick */
-    uint64_t fragments_until_ms; /* reassembly wants its timer until then */
-    uint64_t next_fragment_ms;
+    struct link ready;     /* conns with events to be told */
+    struct link busy;      /* conns that want ticks */
+    uint64_t next_tick_ms; /* of lwIP's timers; meaningful while `busy` has members */
+    bool slow_half;        /* lwIP's slow timer runs at every other tick */
+    struct link datagrams; /* being reassembled, oldest first */
+    unsigned datagram_count;
 
     struct aftermath after; /* TIME_WAIT, and refusals to be repeated */
 };
@@ -103,13 +103,18 @@ bool window_takes(const struct stack *s, const struct conn *c, const uint8_t *ip
 
 /* --- input.c ---------------------------------------------------------------------------------- */
 
-/* What lwIP has reassembled from fragments comes back by these; 0 or -ENOMEM. */
-int reassembly_init(void);
-void reassembly_tick(struct stack *s);
-void reassembly_flush(void); /* forget every fragment */
 /* Hand one packet to whom it concerns. `buffer` as for conn_input(). */
 void input_packet(struct stack *s, const struct packet *p, struct rx_buffer **buffer);
-/* Free what reassembly has kept for this batch. */
-void input_batch_end(struct stack *s);
+/* --- reassembly.c ----------------------------------------------------------------------------- */
+
+void reassembly_init(struct stack *s);
+void reassembly_free(struct stack *s);
+/* A fragment at `ip`, parsed. What it completes goes to input_packet(). */
+void reassembly_input(struct stack *s, const uint8_t *ip, const struct packet_info *info);
+/* The next time that reassembly_tick() is wanted, ms; UINT64_MAX: never. */
+uint64_t reassembly_next(const struct stack *s);
+void reassembly_tick(struct stack *s);
+/* Free what was put together in this batch. */
+void reassembly_batch_end(struct stack *s);
 
 #endif

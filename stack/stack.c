@@ -10,7 +10,6 @@
 
 #include "core/base/cursor.h"
 #include "lwip/init.h"
-#include "lwip/ip4_frag.h"
 #include "lwip/sys.h"
 #include "core/base/log.h"
 #include "stack/internal.h"
@@ -153,14 +152,14 @@ struct stack *stack_new(struct device *device, const struct stack_config *config
     s->now_ms = config->now_ms;
     list_init(&s->ready);
     list_init(&s->busy);
+    reassembly_init(s);
     if (!lwip_is_initialised)
         lwip_init();
-    if ((!lwip_is_initialised && reassembly_init() != 0) || aftermath_init(&s->after) != 0 ||
-        conn_table_init(s) != 0 || !add_netif(s)) {
+    lwip_is_initialised = true;
+    if (aftermath_init(&s->after) != 0 || conn_table_init(s) != 0 || !add_netif(s)) {
         stack_free(s);
         return NULL;
     }
-    lwip_is_initialised = true;
     return s;
 }
 
@@ -176,7 +175,7 @@ void stack_free(struct stack *s)
 {
     log_drops(&s->counters);
     conn_table_free(s);
-    reassembly_flush();
+    reassembly_free(s);
     if (s->after.by_tuple.buckets)
         aftermath_free(&s->after);
     if (s->netif.output)
@@ -221,7 +220,7 @@ int stack_receive(struct stack *s, unsigned max_packets, uint64_t now_ms)
     }
     conn_tell_ready(s);
     s->ops->batch_end(s->ctx);
-    input_batch_end(s);
+    reassembly_batch_end(s);
     return n;
 }
 
@@ -232,8 +231,8 @@ uint64_t stack_next_tick(const struct stack *s)
     uint64_t next = aftermath_next(&s->after);
     if (!list_empty(&s->busy) && s->next_tick_ms < next)
         next = s->next_tick_ms;
-    if (s->fragments_until_ms > s->now_ms && s->next_fragment_ms < next)
-        next = s->next_fragment_ms;
+    if (reassembly_next(s) < next)
+        next = reassembly_next(s);
     return next;
 }
 

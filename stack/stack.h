@@ -5,7 +5,7 @@
  *
  *   device -> packet.c (parse) -> tcp.c -> lwIP -> struct conn -> ops->conn_ready()
  *                              `-> udp.c -> ops->datagram()
- *                              `-> reassembly (lwIP's) -> back to packet.c
+ *                              `-> reassembly.c -> back to packet.c
  *
  * Time is passed in; nothing here waits. No call into the stack calls back, with one exception:
  * stack_receive() and stack_tick(). They call ops when lwIP has finished with the batch, so that
