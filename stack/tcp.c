@@ -26,9 +26,12 @@
  * the window takes at once (conn_room()): lwIP stalls for seconds when a segment turns out to be
  * larger than a window that has shrunk.
  *
- * Acknowledgements: data is acknowledged when the proxy's socket took it (conn_consume()), once a
- * batch if it was two segments or more, else by riding on the answer; lwIP's fast timer, every
- * TICK_MS, sends what found no ride.
+ * Acknowledgements: the window opens, and an ACK says so, when the proxy's socket has taken the
+ * data (conn_consume()): once a batch if it was two segments or more, else riding on the answer;
+ * lwIP's fast timer, every TICK_MS, sends what found no ride. What the socket does not take is
+ * acknowledged by that timer too, or the application would send it again and again, and give
+ * up in the end; but the window stays shut behind it, so that at most one window (window.c: 64 KiB
+ * at first) is acknowledged and not yet passed on.
  */
 #include <assert.h>
 #include <errno.h>

@@ -30,8 +30,8 @@
 #define LWIP_IPV6        1
 #define LWIP_IPV6_SCOPES 0 /* link-local addresses never become flows */
 #define LWIP_TCP         1
-#define LWIP_UDP         0 /* stack/udp.c: relaying needs no pcb a socket */
-#define LWIP_RAW         1 /* takes reassembled datagrams out again: stack/packet.c sees them whole */
+#define LWIP_UDP         0 /* stack/input.c hands datagrams on: relaying needs no pcb a socket */
+#define LWIP_RAW         1 /* for the tests of lwIP's reassembly alone, see there */
 #define LWIP_ARP         0 /* a TUN device has no link layer */
 #define LWIP_ETHERNET    0
 #define PBUF_LINK_HLEN   0
@@ -71,6 +71,10 @@
 
 /* --- Fragments ------------------------------------------------------------------------------- */
 
+/*
+ * No fragment reaches lwIP: stack/reassembly.c puts them together. Its own reassembly stays built
+ * because the tests of our patches to it (tests/lwip) run on this tree.
+ */
 #define IP_REASSEMBLY   1
 #define LWIP_IPV6_REASS 1
 /* Room for about 19 datagrams of 65,535 bytes in fragments of a 1,280 byte MTU; then the oldest go.
