@@ -231,8 +231,14 @@ def _interrupted(signo, _frame):
 
 
 def clean_up_when_interrupted():
-    """Remove the namespaces however this process ends, kill -9 apart."""
+    """Remove the namespaces however this process ends, kill -9 apart.
+
+    A shell without job control starts what runs in its background with SIGINT and SIGQUIT ignored, and what is ignored stays
+    so in all that is started from here: programs under test would never hear a Ctrl-C.
+    """
     atexit.register(close_all)
     if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         for signo in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(signo, _interrupted)
