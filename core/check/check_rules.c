@@ -61,15 +61,21 @@ static int try_rules(const struct options *o)
 static int try_table(const struct options *o, char *why, size_t size)
 {
     static struct network_list networks;
+    static struct connection_list before;
     char mount[256] = "";
+    const struct nft_table table = {.options = o,
+                                    .device = o->tun_name,
+                                    .networks = &networks,
+                                    .before = &before,
+                                    .cgroup_mount = mount,
+                                    .owned = !o->up.kill_switch};
     const char *problem = NULL;
     char *script = malloc(NFT_SCRIPT_MAX);
     int error = ENOMEM;
     if (wants_cgroups(o) && !nft_cgroup_mount(mount, sizeof(mount))) {
         (void)snprintf(why, size, "cgroup v2 is not mounted here");
         error = EIO;
-    } else if (script && nft_compose(o, o->tun_name, &networks, mount, !o->up.kill_switch, script,
-                                     NFT_SCRIPT_MAX, &problem) > 0) {
+    } else if (script && nft_compose(&table, script, NFT_SCRIPT_MAX, &problem) > 0) {
         error = -nft_run(script, NULL, why, size);
     } else if (script) {
         (void)snprintf(why, size, "cgroup %s cannot be matched", problem ? problem : "");

@@ -1,8 +1,8 @@
 /*
  * `culvert up`: the machine's traffic through the proxy, and everything back in the end.
  *
- *   lock -> undo what a killed one left -> device -> workers -> rules -> resolver -> ready
- *   stop:  journal replayed backwards -> workers -> device
+ *   lock -> undo what a killed one left -> device -> workers -> nftables -> rules -> resolver ->
+ * ready stop:  journal replayed backwards -> workers -> device
  *
  * This process keeps what needs privilege and watches (core/up/up_watch.h); the workers are
  * children that die with it. Each change is journalled before it is made (core/up/journal.h), and
@@ -102,6 +102,10 @@ static bool route_traffic(struct up *up)
     return routing_apply(up->routes, &up->options, up->base, up->ifindex) == 0;
 }
 
+/*
+ * Before the first packet goes into the tunnel: a connection whose answers went there only once
+ * would be reset. Undone after the routes, for the same reason.
+ */
 static bool guard(struct up *up)
 {
     return leak_guard_apply(up->routes, up->journal, &up->options, up->tun.device->name);
@@ -181,8 +185,8 @@ static bool set_up(struct up *up)
 {
     if (up->options.up.kill_switch && !note(up, journal_note(up->journal, "blocking")))
         return false;
-    return open_device(up) && up_watch_start_workers(up) && forward(up) && route_traffic(up) &&
-           guard(up) && take_over_block(up) && hand_over_dns(up);
+    return open_device(up) && up_watch_start_workers(up) && forward(up) && guard(up) &&
+           route_traffic(up) && take_over_block(up) && hand_over_dns(up);
 }
 
 /* --- undoing ---------------------------------------------------------------------------------- */

@@ -1,60 +1,31 @@
 #include "core/proxy/local_proxy.h"
 
-#include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "core/base/proc_net.h"
 
-enum { STATE_LISTEN = 0x0a }; /* TCP_LISTEN, as /proc shows it */
+struct search {
+    const struct addr *host;
+    uint16_t port;
+    bool found;
+    uint32_t uid;
+};
 
-static bool hex_byte(const char *text, uint8_t *out)
+static bool look_at(void *arg, const struct proc_socket *socket)
 {
-    char digits[3] = {text[0], text[0] ? text[1] : '\0', '\0'};
-    char *end = NULL;
-    *out = (uint8_t)strtoul(digits, &end, 16);
-    return end == digits + 2;
-}
-
-/* The kernel prints an address as words of 32 bits, each in the machine's own byte order. */
-static bool parse_address(const char *hex, struct addr *out)
-{
-    uint8_t bytes[16];
-    size_t size = strlen(hex) / 2;
-    if (size != 4 && size != 16)
-        return false;
-    for (size_t word = 0; word < size; word += 4) {
-        uint8_t read[4];
-        for (size_t i = 0; i < 4; i++) {
-            if (!hex_byte(hex + 2 * (word + i), &read[i]))
-                return false;
-        }
-        uint32_t value =
-            (uint32_t)read[0] << 24 | (uint32_t)read[1] << 16 | (uint32_t)read[2] << 8 | read[3];
-        memcpy(bytes + word, &value, sizeof(value));
-    }
-    *out = size == 4 ? addr_from_v4(bytes) : addr_from_v6(bytes);
-    return true;
+    struct search *s = arg;
+    const struct addr *at = &socket->local.addr;
+    s->found = socket->state == PROC_NET_LISTEN && socket->local.port == s->port &&
+               (addr_equal(at, s->host) || addr_is_unspecified(at));
+    s->uid = socket->uid;
+    return !s->found;
 }
 
 bool local_proxy_listener(const char *path, const struct addr *host, uint16_t port, uint32_t *uid)
 {
-    char line[512];
-    bool found = false;
-    FILE *table = fopen(path, "re");
-    while (table && !found && fgets(line, sizeof(line), table)) {
-        char address[33];
-        unsigned local_port;
-        unsigned state;
-        struct addr a;
-        /* The kernel's own table: no number in it is out of range. NOLINTNEXTLINE(cert-err34-c) */
-        int fields = sscanf(line, " %*d: %32[0-9A-Fa-f]:%x %*s %x %*s %*s %*s %" SCNu32, address,
-                            &local_port, &state, uid);
-        found = fields == 4 && state == STATE_LISTEN && local_port == port &&
-                parse_address(address, &a) && (addr_equal(&a, host) || addr_is_unspecified(&a));
-    }
-    if (table)
-        fclose(table);
-    return found;
+    struct search s = {.host = host, .port = port};
+    proc_net_each(path, look_at, &s);
+    if (s.found)
+        *uid = s.uid;
+    return s.found;
 }
 
 static bool is_captured(const struct up_options *up, uint32_t uid)

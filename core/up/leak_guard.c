@@ -9,10 +9,13 @@
 #include "core/up/nft.h"
 #include "core/command/say.h"
 
-/* Of the script that is in place, 0: none. A process has one table. */
-static uint64_t applied_hash;
-/* What the table belongs to, -1: to nobody. */
-static int owner_fd = -1;
+/* What is in place. A process has one table. */
+static struct {
+    uint64_t hash; /* of the script, 0: none */
+    int owner_fd;  /* what the table belongs to, -1: to nobody */
+    bool answers;  /* connections from outside are answered there */
+    struct connection_list before;
+} table = {.owner_fd = -1};
 
 static void add_network(void *arg, const struct cidr *network)
 {
@@ -40,7 +43,13 @@ static char *compose(struct route_session *s, const struct options *o, const cha
     } else if (networks && script) {
         if (o->up.kill_switch && o->up.lan)
             (void)route_each_network(s, ROUTE_TABLE_MAIN, add_network, networks);
-        len = nft_compose(o, device, networks, mount, owned, script, NFT_SCRIPT_MAX, &problem);
+        const struct nft_table t = {.options = o,
+                                    .device = device,
+                                    .networks = networks,
+                                    .before = table.answers ? &table.before : NULL,
+                                    .cgroup_mount = mount,
+                                    .owned = owned};
+        len = nft_compose(&t, script, NFT_SCRIPT_MAX, &problem);
         if (problem)
             say("cgroup %s cannot be matched: it must be a path below %s, which must lie in "
                 "/sys/fs/cgroup",
@@ -64,29 +73,52 @@ static bool explain(const struct options *o, int error, const char *why)
         say("cgroups cannot be matched on this machine: %s", reason);
         return false;
     }
-    log_warn("no nftables (%s): DNS queries%s of programs that bind their sockets to a device "
-             "are not stopped",
-             reason, o->up.kill_switch ? ", and with the kill switch all packets," : "");
+    log_warn(
+        "no nftables (%s): DNS queries%s of programs that bind their sockets to a device "
+        "are not stopped, and connections from beyond the local networks are answered into the "
+        "tunnel",
+        reason, o->up.kill_switch ? ", and with the kill switch all packets," : "");
     return true;
 }
 
-/* An older kernel knows no owner: then a killed culvert leaves its table until `down`. */
+static int try(struct route_session *s, const struct options *o, const char *device, bool owned,
+               char *why, size_t size)
+{
+    char *script = compose(s, o, device, owned);
+    if (!script)
+        return -ECANCELED;
+    int error = nft_run(script, owned ? &table.owner_fd : NULL, why, size);
+    table.hash = hash_bytes(script, strlen(script));
+    free(script);
+    return error;
+}
+
+/*
+ * An older kernel knows no owner: then a killed culvert leaves its table until `down`. Or it lacks
+ * what answers need.
+ */
 static int run(struct route_session *s, const struct options *o, const char *device, char *why,
                size_t size)
 {
-    int error = -ENOMEM;
-    bool owned = !o->up.kill_switch;
-    for (int attempt = 0; attempt < 2; attempt++, owned = false) {
-        char *script = compose(s, o, device, owned);
-        if (!script)
-            return -ECANCELED;
-        error = nft_run(script, owned ? &owner_fd : NULL, why, size);
-        applied_hash = hash_bytes(script, strlen(script));
-        free(script);
-        if (error != -EIO || !owned)
-            break;
+    int error = -EIO;
+    for (unsigned attempt = 0; attempt < 4 && error == -EIO; attempt++) {
+        bool owned = (attempt & 1) == 0;
+        if (owned && o->up.kill_switch)
+            continue;
+        table.answers = attempt < 2;
+        error = try(s, o, device, owned, why, size);
     }
     return error;
+}
+
+/* Not without the table: marks would be handed down that others have set. */
+static void answer_outside(struct journal *j)
+{
+    int error = table.answers ? answers_hand_down_marks(j) : -EOPNOTSUPP;
+    if (error < 0)
+        log_warn("connections that come from beyond the local networks are answered into the "
+                 "tunnel (%s): reach this machine from there by --bypass",
+                 table.answers ? strerror(-error) : "nftables here lacks fib or ct label");
 }
 
 bool leak_guard_apply(struct route_session *s, struct journal *j, const struct options *o,
@@ -98,10 +130,13 @@ bool leak_guard_apply(struct route_session *s, struct journal *j, const struct o
         say("cannot write the journal: %s", strerror(-error));
         return false;
     }
+    answers_find(answers_tables, &table.before);
     error = run(s, o, device, why, sizeof(why));
-    if (error == 0)
+    if (error == 0) {
+        answer_outside(j);
         return true;
-    applied_hash = 0;
+    }
+    table.hash = 0;
     return error != -ECANCELED && explain(o, error, why);
 }
 
@@ -109,15 +144,15 @@ void leak_guard_refresh(struct route_session *s, const struct options *o, const 
                         bool lost)
 {
     bool names_networks = o->up.kill_switch && o->up.lan;
-    if (!applied_hash || owner_fd >= 0 || (!lost && !names_networks))
+    if (!table.hash || table.owner_fd >= 0 || (!lost && !names_networks))
         return;
     char *script = compose(s, o, device, false);
-    uint64_t hash = script ? hash_bytes(script, strlen(script)) : applied_hash;
-    if (lost || hash != applied_hash) {
+    uint64_t hash = script ? hash_bytes(script, strlen(script)) : table.hash;
+    if (lost || hash != table.hash) {
         char why[256] = "";
         if (script && nft_run(script, NULL, why, sizeof(why)) < 0)
             log_warn("cannot update the nftables table: %s", why);
-        applied_hash = hash;
+        table.hash = hash;
     }
     free(script);
 }
@@ -125,9 +160,9 @@ void leak_guard_refresh(struct route_session *s, const struct options *o, const 
 int leak_guard_remove(void)
 {
     char why[256];
-    if (owner_fd >= 0)
-        close(owner_fd); /* it goes with it, and nobody else may touch it */
-    owner_fd = -1;
+    if (table.owner_fd >= 0)
+        close(table.owner_fd); /* it goes with it, and nobody else may touch it */
+    table.owner_fd = -1;
     int error = nft_remove(why, sizeof(why));
     /* Where it cannot be done it could not be made either: no library, no nf_tables. */
     if (error == -EIO)

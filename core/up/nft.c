@@ -73,6 +73,8 @@ bool nft_find_cgroup(const char *mount, const char *name, struct nft_cgroup *out
 
 /* --- the script ------------------------------------------------------------------------------- */
 
+static const unsigned ANSWER = ROUTING_MARK_ANSWER;
+
 struct script {
     char *text;
     size_t size, used;
@@ -112,6 +114,9 @@ static void put_sources(struct script *s, const struct options *o, const char *d
     const struct up_options *up = &o->up;
     put(s, "    oifname { \"lo\", \"%s\" } accept\n", device);
     put(s, "    meta mark 0x%x accept\n", o->outbound.mark);
+    put(s, "    meta mark 0x%x tcp flags & (syn | ack) == syn reject with tcp reset\n", ANSWER);
+    put(s, "    meta mark 0x%x meta l4proto { tcp, udp } th dport 53 drop\n", ANSWER);
+    put(s, "    meta mark 0x%x accept\n", ANSWER);
     if (up->exclude_cgroups.count > 0)
         put(s, "    meta mark 0x%x accept\n", (unsigned)ROUTING_MARK_EXCLUDED);
     if (up->exclude_uids.count > 0) {
@@ -210,7 +215,7 @@ static bool put_cgroups(struct script *s, const struct options *o, const char *d
     if (up->include_cgroups.count == 0 && up->exclude_cgroups.count == 0)
         return true;
     put(s, "  chain cgroups {\n    type route hook output priority mangle; policy accept;\n");
-    put(s, "    meta mark 0x%x accept\n", o->outbound.mark);
+    put(s, "    meta mark { 0x%x, 0x%x } accept\n", o->outbound.mark, ANSWER);
     if (!put_cgroup_marks(s, &up->exclude_cgroups, mount, ROUTING_MARK_EXCLUDED, problem) ||
         !put_cgroup_marks(s, &up->include_cgroups, mount, ROUTING_MARK_INCLUDED, problem))
         return false;
@@ -226,25 +231,98 @@ static bool put_cgroups(struct script *s, const struct options *o, const char *d
     return true;
 }
 
-size_t nft_compose(const struct options *o, const char *device, const struct network_list *networks,
-                   const char *cgroup_mount, bool owned, char *out, size_t size,
-                   const char **problem)
+/* --- answers (core/up/answers.h) ---------------------------------------------------------------
+ */
+
+static void put_connection(struct script *s, const struct connection *c, const char *separator)
 {
+    char local[ADDR_TEXT_MAX];
+    char remote[ADDR_TEXT_MAX];
+    put(s, "%s%s . %u . %s . %u", separator, addr_format(&c->local.addr, local), c->local.port,
+        addr_format(&c->remote.addr, remote), c->remote.port);
+}
+
+static void put_connections(struct script *s, const struct connection_list *list, bool v4)
+{
+    bool any = false;
+    put(s, "  set before%s {\n    type %s . inet_service . %s . inet_service\n", v4 ? "4" : "6",
+        v4 ? "ipv4_addr" : "ipv6_addr", v4 ? "ipv4_addr" : "ipv6_addr");
+    for (size_t i = 0; i < list->count; i++) {
+        if (addr_is_v4(&list->items[i].local.addr) != v4)
+            continue;
+        put_connection(s, &list->items[i], any ? ",\n      " : "    elements = {\n      ");
+        any = true;
+    }
+    put(s, "%s  }\n", any ? " }\n" : "");
+}
+
+/* Of forwarded connections: the label is conntrack's, a number that nobody else is known to use. */
+static void put_forwarded_answers(struct script *s, const char *device)
+{
+    enum { FROM_OUTSIDE = 99 };
+    put(s,
+        "  chain passing {\n    type filter hook forward priority mangle; policy accept;\n"
+        "    iifname \"%s\" accept\n    oifname \"%s\" accept\n"
+        "    ct state new ct status dnat ct label set %d accept\n"
+        "    ct state new tcp flags & (fin | syn | rst | ack) == syn ct label set %d\n  }\n",
+        device, device, FROM_OUTSIDE, FROM_OUTSIDE);
+    put(s,
+        "  chain returning {\n    type filter hook prerouting priority mangle; policy accept;\n"
+        "    iifname { \"lo\", \"%s\" } accept\n"
+        "    tcp flags & (syn | ack) == syn accept\n"
+        "    meta mark 0 ct direction reply ct label %d meta mark set 0x%x\n  }\n",
+        device, FROM_OUTSIDE, ANSWER);
+}
+
+/*
+ * Incoming packets are marked before filters of the reverse path look at them (firewalld's of IPv6
+ * is one, right behind this priority): with the mark they find the way that the packet came.
+ */
+static void put_answers(struct script *s, const struct nft_table *t)
+{
+    if (!t->before)
+        return;
+    put(s,
+        "  chain arriving {\n    type filter hook prerouting priority mangle; policy accept;\n"
+        "    iifname { \"lo\", \"%s\" } accept\n"
+        "    meta mark 0 fib daddr type local meta mark set 0x%x\n  }\n",
+        t->device, ANSWER);
+    if (t->options->up.gateway)
+        put_forwarded_answers(s, t->device);
+    put_connections(s, t->before, true);
+    put_connections(s, t->before, false);
+    put(s, "  chain answers {\n    type route hook output priority mangle + 1; policy accept;\n");
+    for (unsigned family = 4; family <= 6; family += 2)
+        put(s,
+            "    meta mark { 0, 0x%x } %s saddr . tcp sport . %s daddr . tcp dport @before%u "
+            "meta mark set 0x%x\n",
+            (unsigned)ROUTING_MARK_INCLUDED, family == 4 ? "ip" : "ip6", family == 4 ? "ip" : "ip6",
+            family, ANSWER);
+    put(s, "  }\n");
+}
+
+/* --- the whole ----------------------------------------------------------------------------------
+ */
+
+size_t nft_compose(const struct nft_table *t, char *out, size_t size, const char **problem)
+{
+    const struct options *o = t->options;
     struct script s = {.text = out, .size = size};
     *problem = NULL;
     put(&s, "add table inet culvert\ndelete table inet culvert\ntable inet culvert {\n");
-    if (owned)
+    if (t->owned)
         put(&s, "  flags owner\n");
-    put_captured(&s, o, networks);
-    if (!put_cgroups(&s, o, device, cgroup_mount, problem))
+    put_captured(&s, o, t->networks);
+    if (!put_cgroups(&s, o, t->device, t->cgroup_mount, problem))
         return 0;
+    put_answers(&s, t);
     bool gate = routing_fake_by_nftables(o);
     if (gate)
         put_fake_gate(&s, o);
     put(&s, "  chain leaving {\n    type filter hook output priority 300; policy accept;\n");
     if (gate)
         put_to_fake_gate(&s, o);
-    put_sources(&s, o, device);
+    put_sources(&s, o, t->device);
     put(&s, "    goto captured\n  }\n}\n");
     return s.bad ? 0 : s.used;
 }

@@ -2,8 +2,9 @@
  * What policy rules cannot do, nftables does: our table `inet culvert`, made through libnftables.
  *
  * Sockets that are bound to a device pass every rule and table, so a filter on what leaves drops
- * their DNS queries, and with the kill switch all else that should have been captured. And
- * only nftables knows a packet's cgroup: it marks packets, which are then routed anew.
+ * their DNS queries, and with the kill switch all else that should have been captured. Only
+ * nftables knows a packet's cgroup: it marks packets, which are then routed anew. And it marks what
+ * comes in from elsewhere, so that the answers go back there (core/up/answers.h).
  *
  * Without the kill switch all of that must end with culvert, however it ends: the table belongs to
  * the netlink socket that made it (NFT_TABLE_F_OWNER, Linux 5.12), and is removed as that closes.
@@ -15,8 +16,9 @@
 #define CULVERT_NFT_H
 
 #include "core/command/options.h"
+#include "core/up/answers.h"
 
-enum { NFT_SCRIPT_MAX = 65536 };
+enum { NFT_SCRIPT_MAX = 131072 };
 
 struct network_list {
     struct cidr items[1024];
@@ -35,15 +37,21 @@ struct nft_cgroup {
  */
 bool nft_find_cgroup(const char *mount, const char *name, struct nft_cgroup *out);
 
+/* What the table is made of. */
+struct nft_table {
+    const struct options *options;
+    const char *device;                   /* ours */
+    const struct network_list *networks;  /* they stay direct under the kill switch */
+    const struct connection_list *before; /* answered where they came from; NULL: nothing is */
+    const char *cgroup_mount;
+    bool owned; /* it belongs to the socket that it is made over */
+};
+
 /*
- * The whole table as a script for nft(8), which replaces what was there in one transaction.
- * `owned`: it belongs to the socket. `device` is ours; `networks` are what stays direct under the
- * kill switch. Returns the length; 0: it does not fit, or a cgroup cannot be found (`*problem`
- * names it).
+ * The whole table as a script for nft(8), which replaces what was there in one transaction. Returns
+ * the length; 0: it does not fit, or a cgroup cannot be found (`*problem` names it).
  */
-size_t nft_compose(const struct options *o, const char *device, const struct network_list *networks,
-                   const char *cgroup_mount, bool owned, char *out, size_t size,
-                   const char **problem);
+size_t nft_compose(const struct nft_table *t, char *out, size_t size, const char **problem);
 
 /*
  * Run a script. 0; -ENOSYS without libnftables; -EIO when it was refused, with the first line of

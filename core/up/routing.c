@@ -101,6 +101,7 @@ static void plan_sources(struct plan *p)
 {
     const struct up_options *up = &p->options->up;
     add_goto(p, AT_MARKS, AT_DIRECT)->mark = p->options->outbound.mark;
+    add_goto(p, AT_MARKS, AT_DIRECT)->mark = ROUTING_MARK_ANSWER;
     if (up->exclude_cgroups.count > 0)
         add_goto(p, AT_MARKS, AT_DIRECT)->mark = ROUTING_MARK_EXCLUDED;
     for (size_t i = 0; i < p->options->addresses.count; i++) {

@@ -9,7 +9,7 @@
  *            tables keep their say.
  *   table    culvert's own table, of number `base`, whose one default route leads into the device
  *
- *   base+0    our mark, or the excluded cgroups'           -> DIRECT
+ *   base+0    our mark, the excluded cgroups', answers'    -> DIRECT  core/up/answers.h
  *   base+2    from the device's own address                -> table   reverse path checks, above
  * all base+3    forwarded packets                            -> DIRECT  (--gateway: CAPTURE) base+4
  * excluded users                               -> DIRECT base+5    included users, included
@@ -51,8 +51,13 @@ enum {
     ROUTING_MARK = 0x63756c76, /* our sockets' mark where --mark gives none */
 };
 
-/* The marks that nftables gives to the sockets of cgroups, next to our own. */
-enum { ROUTING_MARK_EXCLUDED = 0x63756c78, ROUTING_MARK_INCLUDED = 0x63756c69 };
+/* The marks that nftables gives, next to our own: to the sockets of cgroups, and core/up/answers.h.
+ */
+enum {
+    ROUTING_MARK_EXCLUDED = 0x63756c78,
+    ROUTING_MARK_INCLUDED = 0x63756c69,
+    ROUTING_MARK_ANSWER = 0x63756c61,
+};
 
 /*
  * Write the rules of `family` for `options` into `out`; returns how many. No input makes more

@@ -136,7 +136,7 @@ def test_kill_switch_has_no_gap_when_up_is_started_again(desktop, lab, serve):
         stop.set()
         thread.join()
     assert uplink.packets and uplink.beside(lab.proxy4) == []
-    assert sum("fwmark" in line for line in desktop.space.ip("rule").splitlines()) == 1
+    assert sum("fwmark 0x63756c76" in line for line in desktop.space.ip("rule").splitlines()) == 1
     up.kill()  # and once more: the journal tells the state before the first of them
     desktop.up(serve.url, "--kill-switch").stop()
     desktop.assert_state(before)

@@ -10,6 +10,8 @@
 #include <cmocka.h>
 
 static struct network_list networks;
+static struct connection_list *before;
+static const char *problem;
 static char script[NFT_SCRIPT_MAX];
 
 static struct options plain_options(void)
@@ -26,8 +28,13 @@ static struct options plain_options(void)
 
 static size_t compose(const struct options *o, bool owned, size_t size)
 {
-    const char *problem = NULL;
-    return nft_compose(o, "culvert0", &networks, "/sys/fs/cgroup", owned, script, size, &problem);
+    const struct nft_table t = {.options = o,
+                                .device = "culvert0",
+                                .networks = &networks,
+                                .before = before,
+                                .cgroup_mount = "/sys/fs/cgroup",
+                                .owned = owned};
+    return nft_compose(&t, script, size, &problem);
 }
 
 static void drops_queries(void **state)
@@ -84,18 +91,51 @@ static void names_users_and_cgroups(void **state)
     assert_non_null(strstr(script, "ip daddr 198.18.0.1/15 jump fake"));
 }
 
+static struct connection connection(const char *local, const char *remote)
+{
+    struct connection c;
+    assert_true(endpoint_parse(local, 0, &c.local) && endpoint_parse(remote, 0, &c.remote));
+    return c;
+}
+
+static void answers_outside(void **state)
+{
+    (void)state;
+    static struct connection_list list;
+    struct options o = plain_options();
+    assert_true(compose(&o, true, sizeof(script)) > 0);
+    assert_null(strstr(script, "chain arriving"));
+    list.items[0] = connection("192.0.2.1:22", "198.51.100.7:50000");
+    list.items[1] = connection("[2001:db8::1]:22", "[2001:db8:1::7]:50001");
+    list.items[2] = connection("192.0.2.1:22", "198.51.100.8:50002");
+    list.count = 3;
+    before = &list;
+    assert_true(compose(&o, true, sizeof(script)) > 0);
+    assert_non_null(strstr(script, "chain arriving"));
+    assert_non_null(strstr(script, "192.0.2.1 . 22 . 198.51.100.7 . 50000,\n"));
+    assert_non_null(strstr(script, "192.0.2.1 . 22 . 198.51.100.8 . 50002 }\n"));
+    assert_non_null(strstr(script, "2001:db8::1 . 22 . 2001:db8:1::7 . 50001 }\n"));
+    assert_null(strstr(script, " ct ")); /* a table of connections has its price */
+    o.up.gateway = true;
+    assert_true(compose(&o, true, sizeof(script)) > 0);
+    assert_non_null(strstr(script, "ct status dnat"));
+    struct connection longest = connection("[fd00:1111:2222:3333:4444:5555:6666:7777]:65535",
+                                           "[fd00:1111:2222:3333:4444:5555:6666:7778]:65535");
+    for (list.count = 0; list.count < CONNECTION_LIST_MAX; list.count++)
+        list.items[list.count] = longest;
+    assert_true(compose(&o, true, sizeof(script)) > 0);
+    before = NULL;
+}
+
 static void tells_what_cannot_be(void **state)
 {
     (void)state;
     struct options o = plain_options();
-    const char *problem = NULL;
     for (size_t size = 1; size < 200; size++)
         assert_int_equal(compose(&o, true, size), 0);
     o.up.exclude_cgroups.items[0] = "a\" accept }";
     o.up.exclude_cgroups.count = 1;
-    assert_int_equal(nft_compose(&o, "culvert0", &networks, "/sys/fs/cgroup", true, script,
-                                 sizeof(script), &problem),
-                     0);
+    assert_int_equal(compose(&o, true, sizeof(script)), 0);
     assert_ptr_equal(problem, o.up.exclude_cgroups.items[0]);
 }
 
@@ -130,7 +170,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(drops_queries),           cmocka_unit_test(blocks_all_but_local_networks),
         cmocka_unit_test(names_users_and_cgroups), cmocka_unit_test(tells_what_cannot_be),
-        cmocka_unit_test(finds_cgroups),
+        cmocka_unit_test(answers_outside),         cmocka_unit_test(finds_cgroups),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -110,6 +110,8 @@ static void captures_all_but_its_own(void **state)
     assert_int_equal(fate_of(&o, (struct flow){.to = "2001:db8::1"}), TUNNEL);
     assert_int_equal(fate_of(&o, (struct flow){.to = "1.2.3.4", .mark = ROUTING_MARK}), DIRECT);
     assert_int_equal(fate_of(&o, (struct flow){.to = "2001:db8::1", .mark = ROUTING_MARK}), DIRECT);
+    assert_int_equal(fate_of(&o, (struct flow){.to = "1.2.3.4", .mark = ROUTING_MARK_ANSWER}),
+                     DIRECT);
     assert_int_equal(fate_of(&o, (struct flow){.to = "1.2.3.4", .mark = 7}), TUNNEL);
     o = options_of("--mark 7");
     assert_int_equal(fate_of(&o, (struct flow){.to = "1.2.3.4", .mark = 7}), DIRECT);
