@@ -49,7 +49,7 @@ _Static_assert(sizeof state_names / sizeof state_names[0] == TCP_FLOW_CLOSED + 1
 enum {
     IOV_MAX_UP = 64, /* pieces in one gathered send */
     DOUBT_MS = 100,
-    READS_A_TURN = 16, /* so that one busy flow leaves the others their turn */
+    DOWN_A_TURN = 1024 * 1024, /* bytes, so that one busy flow leaves the others their turn */
 };
 
 struct tcp_flow {
@@ -70,9 +70,9 @@ struct tcp_flow {
     uint64_t id;
     uint64_t active_ms; /* coarse: the age list is ordered by it */
     uint64_t bytes_up, bytes_down;
-    struct link age;         /* in half_open or flows, longest idle first */
-    struct link doubt;       /* in doubts: to be looked at after a moment of silence */
-    struct down_chunk *tail; /* the chunk that was filled last, while it is in flight */
+    struct link age;   /* in half_open or flows, longest idle first */
+    struct link doubt; /* in doubts: to be looked at after a moment of silence */
+    struct chunk_user down;
     struct loop_io io;
 };
 
@@ -332,31 +332,43 @@ static void trust_short_read(struct tcp_flow *f)
 
 enum read_result { READ_MORE, READ_EMPTY, READ_ENDED };
 
+/* Hand what was read to the stack. False: the flow has ended. */
+static bool pass_down(struct tcp_flow *f, const struct down_read *r)
+{
+    struct stack *stack = f->owner->worker->stack;
+    for (int i = 0; i < r->count; i++) {
+        f->bytes_down += r->iov[i].iov_len;
+        if (conn_send(stack, &f->conn, &r->chunks[i]->chunk, r->iov[i].iov_base,
+                      r->iov[i].iov_len) != 0) {
+            chunk_pool_drop(r, i + 1);
+            flow_reset(f);
+            return false;
+        }
+    }
+    conn_flush(stack, &f->conn);
+    return true;
+}
+
+static enum read_result end_down(struct tcp_flow *f)
+{
+    f->readable = false;
+    f->down_done = true;
+    conn_shutdown(f->owner->worker->stack, &f->conn);
+    finish_if_done(f);
+    return f->state == TCP_FLOW_RELAYING ? READ_EMPTY : READ_ENDED;
+}
+
 /* One read of at most `room` bytes, handed to the stack. READ_ENDED: the flow has. */
 static enum read_result read_down(struct tcp_flow *f, size_t room)
 {
-    struct stack *stack = f->owner->worker->stack;
-    struct down_chunk *c = chunk_pool_take(&f->owner->chunks, &f->tail);
-    if (c == NULL) {
-        flow_reset(f);
-        return READ_ENDED;
-    }
-    size_t space = CHUNK_BYTES - c->used;
-    size_t wanted = room < space ? room : space;
-    wanted = wanted < 0xffff ? wanted : 0xffff;
-    ssize_t n = recv(f->fd, c->bytes + c->used, wanted, 0);
-    if (n <= 0 && c != f->tail)
-        chunk_pool_put(&f->owner->chunks, c);
-    if (n == 0) {
-        f->readable = false;
-        f->down_done = true;
-        conn_shutdown(stack, &f->conn);
-        finish_if_done(f);
-        return f->state == TCP_FLOW_RELAYING ? READ_EMPTY : READ_ENDED;
-    }
-    if (n < 0 && errno == EINTR)
+    struct down_read r;
+    ssize_t n =
+        chunk_pool_read(&f->owner->chunks, &f->down, f->fd, room, conn_segment(&f->conn), &r);
+    if (n == 0)
+        return end_down(f);
+    if (n == -EINTR)
         return READ_MORE;
-    if (n < 0 && errno == EAGAIN) {
+    if (n == -EAGAIN) {
         f->readable = false;
         return READ_EMPTY;
     }
@@ -364,31 +376,35 @@ static enum read_result read_down(struct tcp_flow *f, size_t room)
         flow_reset(f);
         return READ_ENDED;
     }
-    uint8_t *bytes = c->bytes + c->used;
-    c->used += (size_t)n;
-    f->tail = c;
-    f->bytes_down += (uint64_t)n;
-    if (conn_send(stack, &f->conn, &c->chunk, bytes, (size_t)n) != 0) {
-        flow_reset(f);
+    if (!pass_down(f, &r))
         return READ_ENDED;
-    }
-    conn_flush(stack, &f->conn);
-    if ((size_t)n < wanted && !f->hung_up) {
+    if ((size_t)n < r.wanted && !f->hung_up) {
         trust_short_read(f);
         return READ_EMPTY;
     }
     return READ_MORE;
 }
 
+/* Many flows whose applications acknowledge nothing must not make us keep a window for each. */
+static size_t down_room(const struct tcp_flow *f)
+{
+    if (!chunk_pool_is_short(&f->owner->chunks))
+        return conn_budget(&f->conn);
+    return conn_unacknowledged(&f->conn) < CHUNK_BYTES ? conn_room(&f->conn) : 0;
+}
+
 /* From the socket to the application. False: the flow has ended. */
 static bool relay_down(struct tcp_flow *f)
 {
-    for (int i = 0; i < READS_A_TURN && f->readable && !f->down_done; i++) {
-        size_t room = conn_room(&f->conn);
+    size_t left = DOWN_A_TURN;
+    while (left > 0 && f->readable && !f->down_done) {
+        size_t room = down_room(f);
+        room = room < left ? room : left;
         if (room == 0)
             break;
         if (read_down(f, room) == READ_ENDED)
             return false;
+        left -= room;
     }
     return true;
 }

@@ -157,8 +157,16 @@ void conn_consume(struct stack *s, struct conn *c, size_t n);
  */
 size_t conn_room(const struct conn *c);
 /*
- * Queue `len` bytes (1 to 65,535 and at most conn_room()) of `chunk` at `bytes`, by reference. 0 or
- * -ENOMEM or -ENOTCONN; then the conn is of no more use: conn_abort(). Sent by conn_flush().
+ * The same without the limit of one super-packet: what several conn_send(), each of at most
+ * conn_segment() bytes and all before the next conn_flush(), would take.
+ */
+size_t conn_budget(const struct conn *c);
+/* The payload of one super-packet to this application, bytes; 0 once the conn is over. */
+size_t conn_segment(const struct conn *c);
+/*
+ * Queue `len` bytes (1 to 65,535, within conn_room() or conn_budget()) of `chunk` at `bytes`, by
+ * reference. 0 or -ENOMEM or -ENOTCONN; then the conn is of no more use: conn_abort(). Sent by
+ * conn_flush().
  */
 int conn_send(struct stack *s, struct conn *c, struct chunk *chunk, const void *bytes, size_t len);
 /* Bytes queued that the application has not acknowledged. */

@@ -23,7 +23,7 @@
  *
  * Super-packets: once the application's MSS is known, lwIP is told a segment size of up to
  * 64 KiB, and the MSS goes with each packet to output_tcp(). What is queued never exceeds what
- * the window takes at once (conn_room()): lwIP stalls for seconds when a segment turns out to be
+ * the window takes at once (conn_budget()): lwIP stalls for seconds when a segment turns out to be
  * larger than a window that has shrunk.
  *
  * Acknowledgements: the window opens, and an ACK says so, when the proxy's socket has taken the
@@ -48,6 +48,7 @@ enum conn_state { CONN_STATE_HELD, CONN_STATE_ACCEPTED, CONN_STATE_OPEN, CONN_ST
 enum {
     MSS_MIN = 48,             /* as Linux's tcp_min_snd_mss: less is an attack on the peer's CPU */
     SEGMENTS_PER_PACKET = 64, /* at most, in one super-packet */
+    QUEUE_SPARE = 128,        /* pbufs; more than are queued between two looks at the room */
 };
 
 struct tuple {
@@ -490,7 +491,7 @@ size_t conn_unacknowledged(const struct conn *c)
     return c->pcb ? c->pcb->snd_lbb - c->pcb->lastack : 0;
 }
 
-size_t conn_room(const struct conn *c)
+size_t conn_budget(const struct conn *c)
 {
     const struct tcp_pcb *pcb = c->pcb;
     if (pcb == NULL || c->state != CONN_STATE_OPEN || c->fin_wanted)
@@ -498,14 +499,23 @@ size_t conn_room(const struct conn *c)
     size_t in_flight = conn_unacknowledged(c);
     size_t window = LWIP_MIN(pcb->snd_wnd, pcb->cwnd);
     size_t room = window > in_flight ? window - in_flight : 0;
-    if (pcb->snd_queuelen + 8u > TCP_SND_QUEUELEN)
+    if (pcb->snd_queuelen + QUEUE_SPARE > TCP_SND_QUEUELEN)
         return 0;
     if (in_flight == 0 && room == 0)
         return c->mss; /* to probe the closed window with */
     if (in_flight > 0 && room < c->mss)
         return 0; /* no silly windows */
-    room = LWIP_MIN(room, pcb->snd_buf);
-    return LWIP_MIN(room, pcb->mss);
+    return LWIP_MIN(room, pcb->snd_buf);
+}
+
+size_t conn_segment(const struct conn *c)
+{
+    return c->pcb ? c->pcb->mss : 0;
+}
+
+size_t conn_room(const struct conn *c)
+{
+    return LWIP_MIN(conn_budget(c), conn_segment(c));
 }
 
 int conn_send(struct stack *s, struct conn *c, struct chunk *chunk, const void *bytes, size_t len)

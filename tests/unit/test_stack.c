@@ -334,7 +334,7 @@ static void test_room_is_told_when_no_edge_moves(void **state)
     finish_handshake(&p);
     struct test_chunk *c = new_chunk();
     uint32_t sent = p.ack;
-    p.window = 4500;               /* 576,000 bytes: more than the send buffer */
+    p.window = 17000;              /* 2,176,000 bytes: more than the send buffer */
     for (int i = 0; i < 40; i++) { /* until the congestion window is wider than that */
         sent += (uint32_t)fill(&f, c);
         p.ack = sent;

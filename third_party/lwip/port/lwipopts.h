@@ -103,8 +103,10 @@
 #define LWIP_WND_SCALE 1
 #define TCP_RCV_SCALE  7 /* windows up to 8 MiB can be told in steps of 128 bytes */
 #define TCP_WND        (1024 * 1024)
-#define TCP_SND_BUF    (512 * 1024)
-/* Two pbufs a segment (header and payload); 512 KiB at the smallest MSS in use, 536, fit. */
+/* Two reads ahead of what core/chunk_pool.h reads at once; how much of it all flows together may
+ * have in flight is bounded there. */
+#define TCP_SND_BUF (2 * 1024 * 1024)
+/* Two pbufs a segment (header and payload), which is 64 times the MSS: 2 MiB fit at any. */
 #define TCP_SND_QUEUELEN 4096
 #define TCP_SNDLOWAT     (TCP_SND_BUF / 2) /* the default would overflow 16 bits; unused by us */
 #define TCP_OVERSIZE     0 /* we never copy into lwIP, so it need not allocate ahead */
