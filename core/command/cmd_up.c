@@ -28,6 +28,7 @@
 #include "core/proxy/probe.h"
 #include "core/up/resolved.h"
 #include "core/up/rp_filter.h"
+#include "core/up/sysctl.h"
 #include "core/command/say.h"
 #include "core/up/up_watch.h"
 #include "stack/link.h"
@@ -75,12 +76,31 @@ static bool note_device(struct up *up)
     return true;
 }
 
+/*
+ * A device that is not ours outlives us with its routes. Nobody holds it then, so it has no
+ * carrier: its routes are not to count without.
+ */
+static void let_routes_end(struct up *up)
+{
+    static const char *const families[] = {"ipv4", "ipv6"};
+    for (size_t i = 0; up->tun.existed && i < 2; i++) {
+        char path[SYSCTL_PATH_MAX];
+        (void)snprintf(path, sizeof(path), "net/%s/conf/%s/ignore_routes_with_linkdown",
+                       families[i], up->tun.device->name);
+        int error = sysctl_change(up->journal, path, "1");
+        if (error < 0 && error != -ENOENT)
+            log_warn("cannot set %s: %s; after a kill -9 nothing is reached until culvert down",
+                     path, strerror(-error));
+    }
+}
+
 static bool open_device(struct up *up)
 {
     up->tun.options = &up->options;
     if (!note_device(up) || !tun_setup_open(&up->tun))
         return false;
     up->ifindex = link_index(up->tun.device->name);
+    let_routes_end(up);
     return up->ifindex > 0;
 }
 

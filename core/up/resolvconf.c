@@ -181,12 +181,24 @@ void resolvconf_forget(const char *copy)
         (void)unlink(fresh);
 }
 
-static int copy_text(const struct resolvconf *r, const char *text, size_t size)
+/* Give `to` the time of modification that `from` has: what is restored in place keeps it so. */
+static void keep_time(const char *from, const char *to)
+{
+    struct stat st;
+    if (stat(from, &st) < 0)
+        return;
+    const struct timespec times[] = {{.tv_nsec = UTIME_OMIT}, st.st_mtim};
+    (void)utimensat(AT_FDCWD, to, times, 0);
+}
+
+/* The text of the file `from`, or what of it counts, becomes the copy. */
+static int copy_text(const struct resolvconf *r, const char *from, const char *text, size_t size)
 {
     char fresh[RESOLVCONF_PATH_MAX];
     if (!fresh_name(r->copy, fresh))
         return -ENAMETOOLONG;
     int error = write_new(fresh, text, size);
+    keep_time(from, fresh);
     if (error == 0 && rename(fresh, r->copy) < 0)
         error = -errno;
     return error;
@@ -199,7 +211,7 @@ int resolvconf_save(const struct resolvconf *r)
     char *text = read_file(r->path, &size, &error);
     if (!text && error != -ENOENT)
         return error;
-    error = copy_text(r, text ? text : "", size);
+    error = copy_text(r, r->path, text ? text : "", size);
     free(text);
     return error;
 }
@@ -213,6 +225,10 @@ int resolvconf_copy_others(const char *from, const struct resolvconf *r)
     char *text = read_file(from, &size, &error);
     if (!text)
         return error;
+    if (begins_as_ours(text)) { /* written in place, through a link: the copy is what was there */
+        free(text);
+        return 0;
+    }
     (void)snprintf(ours, sizeof(ours), "nameserver %s", addr_format(&r->server, address));
     size_t kept = 0;
     for (const char *line = text; *line;) {
@@ -224,7 +240,7 @@ int resolvconf_copy_others(const char *from, const struct resolvconf *r)
         }
         line += whole;
     }
-    error = copy_text(r, text, kept);
+    error = copy_text(r, from, text, kept);
     free(text);
     return error;
 }
@@ -289,7 +305,7 @@ int resolvconf_install(const struct resolvconf *r, struct journal *j)
         free(old);
         return 0;
     }
-    error = copy_text(r, old ? old : "", size);
+    error = copy_text(r, r->path, old ? old : "", size);
     if (error == 0)
         error = replace(r, j, old ? old : "");
     free(old);
@@ -304,6 +320,7 @@ static int restore_in_place(const char *path, const char *copy)
     if (!text)
         return error;
     error = write_in_place(path, text, size, true);
+    keep_time(copy, path);
     free(text);
     return error;
 }

@@ -41,7 +41,10 @@ size_t resolvconf_compose(const char *old, const struct addr *server, char *out,
 
 /* Copy the file as it is to `copy` (made anew in one step). 0 or -errno; no file: an empty copy. */
 int resolvconf_save(const struct resolvconf *r);
-/* Copy the file `from` to `copy` without the line that names `server`. 0 or -errno. */
+/*
+ * Copy the file `from` to `copy` without the line that names `server`. 0 or -errno. One that is
+ * ours is not copied.
+ */
 int resolvconf_copy_others(const char *from, const struct resolvconf *r);
 /* The file that a symbolic link at `path` leads to, into `out`; false where it is no link. */
 bool resolvconf_target(const char *path, char out[RESOLVCONF_PATH_MAX]);

@@ -28,8 +28,9 @@ static const char run_folder[] = "/run/culvert";
 
 enum {
     WORDS_MAX = 8,
-    VANISH_STEPS = 100, /* how often a dying device is looked for, */
-    VANISH_STEP_MS = 20 /* at what distance: 2 s in all */
+    VANISH_STEPS = 100,  /* how often a dying device is looked for, */
+    VANISH_STEP_MS = 20, /* at what distance: 2 s in all */
+    FOLDER_TRIES = 10
 };
 
 /* --- files ----------------------------------------------------------------------------------- */
@@ -47,6 +48,11 @@ static uint64_t netns_cookie(void)
     return cookie;
 }
 
+static int make_folder(void)
+{
+    return mkdir(run_folder, 0755) == 0 || errno == EEXIST ? 0 : -errno;
+}
+
 int up_state_init(struct up_state *s)
 {
     uint64_t cookie = netns_cookie();
@@ -55,9 +61,7 @@ int up_state_init(struct up_state *s)
     (void)snprintf(s->lock, sizeof(s->lock), "%s/up-%" PRIu64 ".lock", run_folder, cookie);
     (void)snprintf(s->resolver, sizeof(s->resolver), "%s/up-%" PRIu64 ".resolv.conf", run_folder,
                    cookie);
-    if (mkdir(run_folder, 0755) < 0 && errno != EEXIST)
-        return -errno;
-    return 0;
+    return make_folder();
 }
 
 /* Has the file been removed by the one who held the lock, just as we opened it? */
@@ -67,14 +71,26 @@ static bool is_stale(int fd, const char *path)
     return fstat(fd, &open_one) < 0 || stat(path, &named) < 0 || open_one.st_ino != named.st_ino;
 }
 
+/* Another culvert that ends takes the empty folder away: then it is made again. */
+static int open_lock(const char *path)
+{
+    int fd = -1;
+    for (int i = 0; i < FOLDER_TRIES && fd < 0 && make_folder() == 0; i++) {
+        fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+        if (fd < 0 && errno != ENOENT)
+            break;
+    }
+    return fd < 0 ? -errno : fd;
+}
+
 /* A record lock: children do not inherit it, so it ends with this process whoever outlives it. */
 int up_state_lock(struct up_state *s, pid_t *holder)
 {
     struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     *holder = 0;
-    int fd = open(s->lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+    int fd = open_lock(s->lock);
     if (fd < 0)
-        return -errno;
+        return fd;
     if (fcntl(fd, F_SETLK, &whole) < 0 || is_stale(fd, s->lock)) {
         if (fcntl(fd, F_GETLK, &whole) == 0 && whole.l_type != F_UNLCK)
             *holder = whole.l_pid;
@@ -90,6 +106,7 @@ void up_state_unlock(struct up_state *s)
     if (s->lock_fd < 0)
         return;
     (void)unlink(s->lock);
+    (void)rmdir(run_folder); /* unless it holds anything */
     close(s->lock_fd);
     s->lock_fd = -1;
 }

@@ -27,6 +27,7 @@ int up_state_init(struct up_state *s);
  * holds it (0: not known); another -errno.
  */
 int up_state_lock(struct up_state *s, pid_t *holder);
+/* Also removes the folder, if it is empty. */
 void up_state_unlock(struct up_state *s);
 
 /*

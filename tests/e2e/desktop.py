@@ -43,7 +43,7 @@ class Packet:
     """What of a captured packet the tests look at."""
 
     def __init__(self, frame):
-        self.protocol = self.sport = self.dport = 0
+        self.protocol = self.sport = self.dport = self.icmp_type = 0
         self.src = self.dst = ""
         kind = struct.unpack("!H", frame[12:14])[0]
         at = 0
@@ -59,6 +59,8 @@ class Packet:
             at = 54
         if self.protocol in (6, 17) and len(frame) >= at + 4:
             self.sport, self.dport = struct.unpack("!HH", frame[at:at + 4])
+        elif self.protocol in (1, 58) and len(frame) > at:
+            self.icmp_type = frame[at]
 
     @property
     def is_ip(self):
@@ -67,7 +69,8 @@ class Packet:
     @property
     def is_chatter(self):
         """Neighbour discovery, IGMP, MLD: the link's own."""
-        return self.protocol in (0, 2, 58) or self.dst.startswith("ff") or self.src == "::"
+        discovery = self.protocol == 58 and 130 <= self.icmp_type <= 143
+        return discovery or self.protocol in (0, 2) or self.dst.startswith("ff") or self.src == "::"
 
     def __repr__(self):
         return f"{self.src}:{self.sport}>{self.dst}:{self.dport}/{self.protocol}"
@@ -87,12 +90,10 @@ class Capture:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self):
-        while True:
+        while self._open:
             try:
                 packet = Packet(self._sock.recv(65535))
             except socket.timeout:
-                if not self._open:
-                    return
                 continue
             if packet.is_ip and not packet.is_chatter:
                 self.packets.append(packet)
@@ -239,17 +240,18 @@ class Desktop:
     def state(self):
         """All that `up` may change, as text; compare before and after."""
         out = [self.space.ip(f"{family} {what}")
-               for what in ("-d addr", "-d rule", "-d route show table all")
+               for what in ("-d link", "-d addr", "-d rule", "-d route show table all")
                for family in ("-4", "-6")]
-        script = ("sysctl -a -r '^net\\.ipv[46]\\.conf\\.|ip_forward' 2>/dev/null; nft list ruleset;"
-                  " ls /run/culvert")
+        script = ("sysctl -a -r '^net' 2>/dev/null; nft list ruleset; ls /run/culvert; ls -A /etc;"
+                  " stat -c '%F %a %u %g %y' /etc/resolv.conf; grep -v netns /proc/self/mounts")
         settings = self.space.run("sh", "-c", script).stdout
         with open(self.resolv_conf(), encoding="utf-8") as file:
             resolver = file.read()
         lines = "\n".join([*out, settings, resolver]).splitlines()
         ours = self.state_prefix()  # other tests' are there too
         lines = [line for line in lines if not line.startswith("up-") or line.startswith(ours)]
-        volatile = ("Error: Peer netns", "expires", "valid_lft", "preferred_lft", "total ", ".stable_secret")
+        volatile = ("Error: Peer netns", "expires", "valid_lft", "preferred_lft", "total ",
+                    ".stable_secret", "nf_conntrack_count")
         return State(line for line in lines if not any(word in line for word in volatile))
 
     def assert_state(self, before):

@@ -1,5 +1,7 @@
 """`culvert up` on a desktop: what is captured, what stays direct, and that all of it comes back."""
 
+import contextlib
+import os
 import signal
 import socket
 import time
@@ -102,6 +104,50 @@ def test_killed_one_is_undone_by_the_next_up(desktop, serve):
     desktop.up(serve.url).kill()
     desktop.up(serve.url).stop()
     desktop.assert_state(before)
+
+
+def test_several_at_once(desktop, lab, serve):
+    """Of many that are started at one moment one runs; the others say which, and change nothing."""
+    before = desktop.state()
+    ups = [desktop.start_up(serve.url) for _ in range(5)]
+    wait_for(lambda: sum(up.process.poll() is not None for up in ups) == 4, "four have ended")
+    runs, = [up for up in ups if up.process.poll() is None]
+    runs.wait_ready()
+    for up in ups:
+        up.checked = up is not runs
+        assert up is runs or up.wait_end() == 1
+        assert up is runs or "is running already" in up.log
+    exchange(desktop.space, lab.world4)
+    runs.stop()
+    desktop.assert_state(before)
+
+
+@pytest.mark.parametrize("victims", ("all", "all, the last first", "broker", "worker"))
+def test_any_process_may_be_killed(desktop, lab, serve, victims):
+    before = desktop.state()
+    up = desktop.up(serve.url)
+    if victims.startswith("all"):
+        up.checked = True
+        for pid in up.tree() if victims == "all" else reversed(up.tree()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        up.process.wait(5)
+        assert desktop.down().returncode == 0
+    else:
+        for pid in up.children(f"culvert-{victims}"):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: reaches(desktop.space, lab.world4), "all is as it was", 5)
+        up.stop()
+    desktop.assert_state(before)
+    assert "nothing to undo" in desktop.down().stderr
+
+
+def reaches(space, host):
+    try:
+        exchange(space, host)
+    except (OSError, AssertionError):
+        return False
+    return True
 
 
 def test_more_specific_routes_stay(desktop, lab, serve):

@@ -1,5 +1,6 @@
 """`culvert up` while the machine changes under it: routes, resolver, rules, the worker itself."""
 
+import contextlib
 import os
 import signal
 import time
@@ -206,16 +207,24 @@ def test_proxy_within_a_fake_or_captured_range(desktop, lab):
 
 
 def test_device_that_was_there_before(desktop, lab, serve):
-    """A persistent device is left as it was found, also by down."""
-    desktop.space.ip("tuntap add dev kept0 mode tun")
-    desktop.space.ip("link set kept0 mtu 1400")
+    """A persistent device is left as it was found, also by down, and leads nowhere after a kill."""
+    desktop.space.ip("tuntap add dev kept0 mode tun vnet_hdr")
+    desktop.space.ip("link set kept0 mtu 1400 up")  # gives it the queue that it keeps
+    desktop.space.ip("link set kept0 down")
     before = desktop.state()
     with desktop.up(serve.url, "--tun", "kept0", "--mtu", "1300"):
         exchange(desktop.space, lab.world4)
     desktop.assert_state(before)
-    desktop.up(serve.url, "--tun", "kept0", "--mtu", "1300").kill()
-    assert desktop.down().returncode == 0
-    desktop.assert_state(before)
+    for options in ((), ("--kill-switch",)):
+        up = desktop.up(serve.url, "--tun", "kept0", "--mtu", "1300", *options)
+        tree = up.tree()
+        up.kill()
+        wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in tree), "all have ended")
+        for host in (lab.world4, lab.world6):
+            with pytest.raises(OSError) if options else contextlib.nullcontext():
+                exchange(desktop.space, host)
+        assert desktop.down().returncode == 0
+        desktop.assert_state(before)
     desktop.space.ip("link del kept0")
 
 

@@ -61,6 +61,29 @@ def test_link_stays_a_link(desktop, lab, serve, tmp_path):
         assert (etc / "resolv.conf").read_text() == "nameserver 192.168.50.1\n# fresh\n"
 
 
+@pytest.mark.parametrize("end", ("stop", "kill"))
+def test_link_in_a_folder_that_cannot_be_written(desktop, lab, serve, tmp_path, end):
+    """Where it leads to is written in place, and comes back with its time."""
+    with desktop.private_etc(tmp_path) as (etc, space):
+        managed = tmp_path / "managed"
+        managed.write_text(ORIGINAL)
+        managed.chmod(0o640)
+        os.utime(managed, (1, 1000000007))
+        (etc / "resolv.conf").symlink_to(managed)
+        before = [*listing(etc), managed.stat()[:7], managed.stat().st_mtime_ns]
+        space.wrapper = [*space.wrapper, "sh", "-c", 'mount -o remount,bind,ro /etc && exec "$@"', "sh"]
+        up = space.up(f"socks5://proxy.test:{serve.port}")
+        assert "nameserver 198.18.0.2" in managed.read_text()
+        exchange(desktop.space, lab.world4)
+        if end == "stop":
+            up.stop()
+        else:
+            up.kill()
+            assert space.run(CULVERT, "down").returncode == 0
+        assert managed.read_text() == ORIGINAL
+        assert [*listing(etc), managed.stat()[:7], managed.stat().st_mtime_ns] == before
+
+
 def test_dhcp_renames_a_new_file_over_it(desktop, serve, tmp_path):
     with desktop.private_etc(tmp_path) as (etc, space):
         (etc / "resolv.conf").write_text(ORIGINAL)
