@@ -133,6 +133,8 @@ static void input_ip6_fragment(uint32_t id, unsigned offset, size_t len, bool mo
     input(wrap(new_ip6_fragment(id, offset, len, more), 48 + len));
 }
 
+static unsigned window = 65535; /* that the peer's segments say */
+
 static void input_segment(uint32_t seq, uint32_t ack, unsigned flags, const uint8_t *options,
                           size_t options_len)
 {
@@ -145,7 +147,7 @@ static void input_segment(uint32_t seq, uint32_t ack, unsigned flags, const uint
     put32(tcp + 8, ack);
     tcp[12] = (uint8_t)((20 + options_len) / 4 << 4);
     tcp[13] = (uint8_t)flags;
-    put16(tcp + 14, 65535);
+    put16(tcp + 14, window);
     if (options_len > 0)
         memcpy(tcp + 20, options, options_len);
     input(wrap(ip, 20 + 20 + options_len));
@@ -283,6 +285,36 @@ static void mss_changes_in_syn_only(void **state)
     tcp_close(listener);
 }
 
+/* Long enough for a retransmission, and for a persist timer's first tick. */
+static void let_timers_run(void)
+{
+    for (int i = 0; i < 100; i++)
+        tcp_slowtmr();
+}
+
+/* 06: the timer ticked on, and an assertion failed. */
+static void persist_timer_needs_data(void **state)
+{
+    static const uint8_t data[100];
+    struct tcp_pcb *listener = listen_here();
+    struct tcp_pcb *pcb = handshake(NULL, 0);
+
+    (void)state;
+    assert_int_equal(tcp_write(pcb, data, sizeof(data), 0), ERR_OK);
+    assert_int_equal(tcp_output(pcb), ERR_OK);
+    window = 0;
+    input_segment(2, ISN + 1 + sizeof(data) / 2, TCP_ACK, NULL, 0);
+    let_timers_run();
+    assert_true(pcb->unacked == NULL && pcb->unsent != NULL && pcb->persist_backoff > 0);
+    input_segment(2, ISN + 1 + sizeof(data), TCP_ACK, NULL, 0);
+    assert_null(pcb->unsent);
+    assert_int_equal(pcb->persist_backoff, 0);
+    let_timers_run();
+    window = 65535;
+    tcp_abort(pcb);
+    tcp_close(listener);
+}
+
 /* 03: a datagram without fragments was kept; a null pointer when it timed out. */
 static void ip6_fragment_without_room(void **state)
 {
@@ -361,6 +393,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(option_kind_is_last_byte, forget),
         cmocka_unit_test_setup(mss_changes_in_syn_only, forget),
+        cmocka_unit_test_setup(persist_timer_needs_data, forget),
         cmocka_unit_test_setup_teardown(ip6_fragment_without_room, forget, let_fragments_expire),
         cmocka_unit_test_setup_teardown(ip6_fragment_past_the_end, forget, let_fragments_expire),
         cmocka_unit_test_setup_teardown(ip6_datagram_too_long, forget, let_fragments_expire),
