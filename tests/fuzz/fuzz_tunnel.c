@@ -1,0 +1,406 @@
+/*
+ * The whole worker (core/worker/worker.c), from the device's vnet headers to the proxy's bytes:
+ * packets into a device, a proxy that says and does what it likes, and a clock, all of them driven
+ * by the input (tests/fuzz/world.h).
+ *
+ *   | modes | features | operations, a byte each with their arguments behind ...
+ *
+ * Some operations are sensible by themselves (a segment in sequence, an answer to what was asked),
+ * so that the fuzzer gets deep without having to guess checksums and numbers; others are raw.
+ * Whatever comes out of the device must be a packet that the kernel would take, no descriptor may
+ * stay open, and the sanitizers see to the rest.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "core/base/cursor.h"
+#include "core/base/log.h"
+#include "core/base/map.h"
+#include "core/worker/worker.h"
+#include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/world.h"
+#include "tests/support/peer.h"
+
+enum { PEERS = 6, OPERATIONS_MAX = 200, TIME_STEPS_MAX = 100, SETTLE_TURNS = 2 };
+
+static struct {
+    struct reader input;
+    int operations;
+    int settling;      /* turns of the loop before the next operation */
+    uint64_t until_ms; /* time passes up to here */
+    int time_steps;
+    bool stalled; /* the proxy reads nothing */
+    struct peer peers[PEERS];
+} script;
+
+/* --- what comes out of the device ---------------------------------------------------------------
+ */
+
+/* The fake address in a DNS answer is where a peer goes next. */
+static void heed_answer(const uint8_t *payload, size_t len)
+{
+    struct peer *p = &script.peers[1];
+    if (len > 16 && payload[7] == 1 && payload[len - 6] == 0 && payload[len - 5] == 4)
+        p->dst.addr = addr_from_v4(payload + len - 4);
+}
+
+static void heed_segment(const struct packet *p, const struct packet_info *info)
+{
+    struct reader r = reader_over(p->data + info->ip_header_len, 8);
+    reader_skip(&r, 4);
+    uint32_t seq = reader_u32(&r);
+    size_t len = info->len - info->ip_header_len - info->transport_header_len;
+    for (size_t i = 0; i < PEERS; i++) {
+        struct peer *to = &script.peers[i];
+        if (endpoint_equal(&to->src, &info->dst) && endpoint_equal(&to->dst, &info->src))
+            to->ack = seq + (uint32_t)len + ((info->tcp_flags & (SYN | FIN)) != 0);
+    }
+}
+
+static void drain_device(void)
+{
+    static uint8_t buffer[PACKET_BUFFER_SIZE];
+    struct packet p = {.buffer = buffer};
+    while (world_pop(&p)) {
+        struct packet_info info;
+        packet_parse(&p, &info);
+        /* ICMP errors and echo replies are well-formed, and no business of the parser. */
+        FUZZ_CHECK(info.drop == PACKET_DROP_NONE || info.drop == PACKET_DROP_PROTOCOL);
+        FUZZ_CHECK(info.len == p.len);
+        if (info.verdict == PACKET_TCP)
+            heed_segment(&p, &info);
+        size_t headers = (size_t)info.ip_header_len + info.transport_header_len;
+        if (info.verdict == PACKET_UDP && info.src.port == 53)
+            heed_answer(p.data + headers, info.len - headers);
+    }
+}
+
+static void drain_proxy(void)
+{
+    static uint8_t ignored[1 << 16];
+    for (size_t i = 0; i < world.socket_count && !script.stalled; i++)
+        while (world.sockets[i].far >= 0 &&
+               recv(world.sockets[i].far, ignored, sizeof ignored, 0) > 0)
+            continue;
+}
+
+/* --- what the applications do -------------------------------------------------------------------
+ */
+
+static struct peer *choose_peer(void)
+{
+    return &script.peers[reader_u8(&script.input) % PEERS];
+}
+
+static const uint8_t *take_bytes(size_t *len)
+{
+    size_t left = reader_left(&script.input);
+    if (script.input.bad)
+        left = 0;
+    *len = *len < left ? *len : left;
+    return *len > 0 ? reader_bytes(&script.input, *len) : (const uint8_t *)"";
+}
+
+/* A vnet header and a packet as they stand. */
+static void push_raw(void)
+{
+    uint8_t vnet[WORLD_VNET_MAX] = {0};
+    size_t header_len = 10, len = reader_u16(&script.input) % 2048;
+    const uint8_t *header = take_bytes(&header_len);
+    memcpy(vnet, header, header_len);
+    const uint8_t *packet = take_bytes(&len);
+    world_push(vnet, packet, len);
+}
+
+static void push_segment(void)
+{
+    static uint8_t out[66000], payload[4096];
+    static const uint8_t options[40] = {2, 4, 5, 0xb4, 3, 3, 7, 4, 2, 1};
+    struct peer *p = choose_peer();
+    uint8_t flags = reader_u8(&script.input), skew = reader_u8(&script.input);
+    size_t len = (size_t)reader_u8(&script.input) * 16;
+    p->window = reader_u16(&script.input);
+    struct peer skewed = *p;
+    if (skew & 1)
+        skewed.seq += (uint32_t)((int32_t)(int8_t)skew * 100);
+    if (skew & 2)
+        skewed.ack -= skew;
+    size_t options_len = flags & SYN ? (size_t)(skew >> 4) % 11 * 4 : 0;
+    size_t n = peer_write_segment(&skewed, out, flags & 63, payload, len, options, options_len);
+    world_push(NULL, out, n);
+    if (!(skew & 1))
+        p->seq += (uint32_t)len + ((flags & (SYN | FIN)) != 0);
+}
+
+/* The input's bytes, in sequence: requests to port 53, above all. */
+static void push_stream(void)
+{
+    uint8_t out[66000];
+    struct peer *p = choose_peer();
+    size_t len = reader_u8(&script.input);
+    const uint8_t *payload = take_bytes(&len);
+    world_push(NULL, out, peer_write_segment(p, out, ACK | PSH, payload, len, NULL, 0));
+    p->seq += (uint32_t)len;
+}
+
+/* Super-packets, with a vnet header that is right but for what the input says. */
+static void push_super(void)
+{
+    static uint8_t out[66000], payload[65000];
+    struct peer *p = choose_peer();
+    uint8_t gso = reader_u8(&script.input), wrong = reader_u8(&script.input);
+    uint16_t size = reader_u16(&script.input);
+    size_t len = reader_u16(&script.input) % sizeof payload;
+    size_t ip_len = addr_is_v4(&p->src.addr) ? 20 : 40;
+    bool udp = (gso & 7) == 5;
+    size_t n = udp ? peer_write_datagram(out, &p->src, &p->dst, payload, len)
+                   : peer_write_segment(p, out, ACK, payload, len, NULL, 0);
+    uint8_t vnet[WORLD_VNET_MAX] = {1, gso};
+    uint16_t fields[4] = {(uint16_t)(ip_len + (udp ? 8 : 20)), size, (uint16_t)ip_len,
+                          udp ? 6 : 16};
+    fields[wrong & 3] = (uint16_t)(fields[wrong & 3] + (wrong >> 2)); /* 0 for most inputs */
+    memcpy(vnet + 2, fields, sizeof fields);
+    world_push(vnet, out, n);
+    if (!udp)
+        p->seq += (uint32_t)len;
+}
+
+static void push_datagram(void)
+{
+    uint8_t out[48 + 255];
+    const struct peer *p = choose_peer();
+    size_t len = reader_u8(&script.input);
+    const uint8_t *payload = take_bytes(&len);
+    world_push(NULL, out, peer_write_datagram(out, &p->src, &p->dst, payload, len));
+}
+
+static void push_query(void)
+{
+    static const uint8_t name[] = "\1a\4test";
+    uint8_t query[64], out[48 + sizeof query];
+    struct peer to_dns = script.peers[1];
+    struct writer w = writer_over(query, sizeof query);
+    writer_u16(&w, reader_u8(&script.input));
+    writer_u16(&w, 0x100);
+    writer_u16(&w, 1);
+    writer_u32(&w, 0);
+    writer_u16(&w, 0);
+    writer_bytes(&w, name, sizeof name);
+    writer_u16(&w, reader_u8(&script.input));
+    writer_u16(&w, 1);
+    to_dns.dst = script.peers[3].dst;
+    to_dns.src.port = 2000;
+    world_push(NULL, out,
+               peer_write_datagram(out, &to_dns.src, &to_dns.dst, query, writer_used(&w)));
+}
+
+/* --- what the proxy does ------------------------------------------------------------------------
+ */
+
+/* The newest socket first: what the input says last concerns it most often. */
+static struct world_socket *choose_socket(void)
+{
+    size_t index = reader_u8(&script.input);
+    if (world.socket_count == 0)
+        return NULL;
+    struct world_socket *s = &world.sockets[world.socket_count - 1 - index % world.socket_count];
+    return s->far >= 0 ? s : NULL;
+}
+
+static void say(const struct world_socket *s, const void *bytes, size_t len)
+{
+    if (s)
+        (void)!send(s->far, bytes, len, MSG_NOSIGNAL);
+}
+
+static void say_raw(void)
+{
+    const struct world_socket *s = choose_socket();
+    size_t len = reader_u8(&script.input);
+    const uint8_t *bytes = take_bytes(&len);
+    say(s, bytes, len);
+}
+
+/* What a proxy says, in pieces that may be put together rightly or not. */
+static void say_usual(void)
+{
+    static const struct {
+        uint8_t len, bytes[31];
+    } usual[] = {
+        {2, {5, 0}},
+        {2, {5, 2}},
+        {2, {1, 0}},
+        {10, {5, 0, 0, 1, 10, 0, 0, 1, 4, 56}},
+        {12, {5, 0, 5, 0, 0, 1, 10, 0, 0, 1, 4, 56}},
+        {14, {5, 2, 1, 0, 5, 0, 0, 1, 10, 0, 0, 1, 4, 56}},
+        {12, {5, 0, 5, 5, 0, 1, 0, 0, 0, 0, 0, 0}},
+        {12, {5, 0, 5, 7, 0, 1, 0, 0, 0, 0, 0, 0}},
+        {14, {0, 0, 0, 1, 192, 0, 2, 1, 0, 80, 'd', 'a', 't', 'a'}},          /* a datagram */
+        {15, {0, 0, 0, 3, 6, 'a', '.', 't', 'e', 's', 't', 0, 80, 'x', 'y'}}, /* from a name */
+    };
+    const struct world_socket *s = choose_socket();
+    uint8_t which = reader_u8(&script.input) % (sizeof usual / sizeof usual[0]);
+    say(s, usual[which].bytes, usual[which].len);
+}
+
+/* Answer a query over TCP: its id and question, then what the input says. */
+static void answer_query(void)
+{
+    uint8_t message[2 + 512 + 255];
+    const struct world_socket *s = choose_socket();
+    uint8_t counts = reader_u8(&script.input), rcode = reader_u8(&script.input);
+    size_t len = reader_u8(&script.input);
+    const uint8_t *bytes = take_bytes(&len);
+    ssize_t n = s && s->stream ? recv(s->far, message, 2 + 512, 0) : -1;
+    if (n < 14)
+        return;
+    message[4] |= 0x80;
+    message[5] = rcode;
+    message[9] = counts & 3;
+    message[11] = counts >> 2 & 3;
+    message[13] = counts >> 4 & 3;
+    memcpy(message + n, bytes, len);
+    size_t size = (size_t)n - 2 + len;
+    message[0] = (uint8_t)(size >> 8);
+    message[1] = (uint8_t)size;
+    say(s, message, size + 2);
+}
+
+static void pour(void)
+{
+    static uint8_t much[1 << 16];
+    const struct world_socket *s = choose_socket();
+    size_t len = reader_u16(&script.input);
+    if (s && s->stream)
+        say(s, much, len);
+}
+
+/* Closing what was not read resets a connection. */
+static void end_socket(void)
+{
+    struct world_socket *s = choose_socket();
+    uint8_t how = reader_u8(&script.input) % 4;
+    if (!s)
+        return;
+    if (how == 0) {
+        (void)shutdown(s->far, SHUT_WR);
+    } else if (how == 1) {
+        (void)shutdown(s->far, SHUT_RD);
+    } else {
+        close(s->far);
+        s->far = -1;
+    }
+}
+
+static void choose_errors(void)
+{
+    static const int errors[] = {
+        0, 0, ECONNREFUSED, EINPROGRESS, ENETUNREACH, EADDRNOTAVAIL, EMFILE, ENOMEM};
+    uint8_t which = reader_u8(&script.input);
+    world.connect_error = errors[which % 8];
+    world.socket_error = which & 8 ? errors[which >> 4 & 7] : 0;
+}
+
+/* --- the script ---------------------------------------------------------------------------------
+ */
+
+static void let_time_pass(void)
+{
+    script.until_ms = world.now_ms + (uint64_t)reader_u16(&script.input) * 8;
+    script.time_steps = 0;
+}
+
+static void operate(void)
+{
+    static void (*const operations[])(void) = {
+        push_raw,   push_segment,  push_stream,   push_super, push_datagram,
+        push_query, let_time_pass, say_raw,       say_usual,  answer_query,
+        pour,       end_socket,    choose_errors,
+    };
+    uint8_t operation = reader_u8(&script.input);
+    if (operation == 255)
+        script.stalled = !script.stalled;
+    else
+        operations[operation % (sizeof operations / sizeof operations[0])]();
+}
+
+void world_turn(void)
+{
+    drain_device();
+    if (script.settling > 0) {
+        script.settling--;
+        return;
+    }
+    script.settling = SETTLE_TURNS;
+    if (world.now_ms < script.until_ms && script.time_steps++ < TIME_STEPS_MAX) {
+        drain_proxy();
+        world_advance(script.until_ms);
+        return;
+    }
+    bool more = reader_left(&script.input) > 0 && !script.input.bad;
+    if (more && script.operations++ < OPERATIONS_MAX)
+        operate();
+    else
+        world.on_signal(world.signal_arg, 15);
+}
+
+static void name_peers(void)
+{
+    static const char *const sources[PEERS] = {"10.0.0.2:1000", "10.0.0.2:1001", "[fd00::2]:1000",
+                                               "10.0.0.2:1002", "10.0.0.2:1003", "[fd00::2]:1004"};
+    static const char *const targets[PEERS] = {"192.0.2.1:80",     "198.18.0.3:443",
+                                               "[2001:db8::1]:80", "198.18.0.2:53",
+                                               "192.0.2.2:80",     "[fd01::2]:53"};
+    for (size_t i = 0; i < PEERS; i++) {
+        endpoint_parse(sources[i], 0, &script.peers[i].src);
+        endpoint_parse(targets[i], 0, &script.peers[i].dst);
+        script.peers[i].seq = 0xfffff000; /* wraps early */
+        script.peers[i].window = 60000;
+    }
+}
+
+static void choose_options(struct options *o, uint8_t modes)
+{
+    static const char *const dns[] = {"fake", "tcp", "relay", "fake"};
+    static const char *const proxies[] = {"socks5://192.0.2.99", "socks5://user:word@192.0.2.99"};
+    char text[512], error[OPTIONS_ERROR_MAX];
+    char *argv[32], *rest = NULL;
+    int argc = 0;
+    snprintf(
+        text, sizeof text,
+        "culvert tun --address 198.18.0.1/28 --address fd01::1/120 --connect-timeout 3 --dns %s "
+        "--udp %s --icmp %s --pipeline %s --max-flows %s --tcp-idle-timeout 60 %s",
+        dns[modes & 3], modes & 4 ? "block" : "associate", modes & 8 ? "reply" : "drop",
+        modes & 16 ? "on" : "off", modes & 32 ? "3" : "100", proxies[modes >> 6 & 1]);
+    for (char *at = strtok_r(text, " ", &rest); at; at = strtok_r(NULL, " ", &rest))
+        argv[argc++] = at;
+    FUZZ_CHECK(options_parse(argc, argv, o, error) == OPTIONS_RUN);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static struct options options;
+    memset(&script, 0, sizeof script);
+    script.input = reader_over(data, size);
+    uint8_t modes = reader_u8(&script.input), features = reader_u8(&script.input);
+    hash_seed(1, 2);
+    if (log_threshold != LOG_LEVEL_TRACE) {
+        log_set_level(LOG_LEVEL_TRACE);
+        FUZZ_CHECK(log_open_file("/dev/null") == 0);
+    }
+    name_peers();
+    choose_options(&options, modes);
+    struct device *d = world_begin(features);
+    struct worker_shared shared;
+    FUZZ_CHECK(worker_shared_init(&shared, &options, 1) == 0);
+    FUZZ_CHECK(worker_run_sharing(&shared, 0, d, &options, NULL, NULL) == 0);
+    worker_shared_free(&shared);
+    drain_device();
+    device_close(d);
+    options_wipe(&options);
+    FUZZ_CHECK(world_end());
+    return 0;
+}
