@@ -179,7 +179,7 @@ def test_both_families_at_once(lab, tunnel):
 @pytest.mark.deadline(120)
 def test_2000_sources(lab, serve):
     """2,000 source ports at once, each with its own mapping; their ends free everything."""
-    with lab.tunnel(serve.url, "--udp-idle-timeout", "4") as tunnel:
+    with lab.tunnel(serve.url, "--udp-idle-timeout", "10") as tunnel:
         socks = [tunnel.app.udp(timeout=5) for _ in range(2000)]
         waiting = {sock: b"%d" % number for number, sock in enumerate(socks)}
         server = UdpEcho(lab.world, lab.world_v4(1), port=7009)
