@@ -185,35 +185,13 @@ static void push_super(struct reader *r)
     receive();
 }
 
-/* A piece of an IPv4 datagram, or of an IPv6 one behind a fragment header. */
 static void push_fragment(struct reader *r)
 {
-    uint8_t out[40 + 8 + 2048] = {0}, piece[8 + 2040] = {0};
+    uint8_t out[PEER_FRAGMENT_MAX];
     const struct peer *p = &s.peers[reader_u8(r) % PEERS];
     uint8_t id = reader_u8(r) % 4;
-    uint16_t offset = reader_u16(r); /* offset and flag as in IPv6: bits 3..15, more = 1 */
-    size_t len = (size_t)reader_u8(r) * 8 + (offset & 2 ? 3 : 0);
-    size_t n;
-    if (addr_is_v4(&p->src.addr)) {
-        n = peer_write_ip(out, &p->src, &p->dst, 17, len);
-        out[5] = id;
-        uint16_t field = (uint16_t)(offset >> 3 | (offset & 1) << 13);
-        out[6] = (uint8_t)(field >> 8);
-        out[7] = (uint8_t)field;
-        out[10] = out[11] = 0;
-        uint16_t sum = (uint16_t)~packet_sum_fold(packet_sum(out, 20, 0));
-        out[10] = (uint8_t)(sum >> 8);
-        out[11] = (uint8_t)sum;
-        memcpy(out + n, piece, len);
-    } else {
-        n = peer_write_ip(out, &p->src, &p->dst, 44, 8 + len);
-        out[n] = 17;
-        out[n + 2] = (uint8_t)(offset >> 8);
-        out[n + 3] = (uint8_t)(offset & ~6);
-        out[n + 7] = id;
-        n += 8;
-    }
-    device_memory_push(s.device, out, n + len, NULL);
+    uint16_t field = reader_u16(r);
+    device_memory_push(s.device, out, peer_write_fragment(p, out, id, field, reader_u8(r)), NULL);
     receive();
 }
 

@@ -177,6 +177,15 @@ static void push_datagram(void)
     world_push(NULL, out, peer_write_datagram(out, &p->src, &p->dst, payload, len));
 }
 
+static void push_fragment(void)
+{
+    uint8_t out[PEER_FRAGMENT_MAX];
+    const struct peer *p = choose_peer();
+    uint8_t id = reader_u8(&script.input) % 4;
+    uint16_t field = reader_u16(&script.input);
+    world_push(NULL, out, peer_write_fragment(p, out, id, field, reader_u8(&script.input)));
+}
+
 static void push_query(void)
 {
     static const uint8_t name[] = "\1a\4test";
@@ -246,6 +255,15 @@ static void say_usual(void)
     say(s, usual[which].bytes, usual[which].len);
 }
 
+/* Where a query's question ends; `len` where it does not. */
+static size_t question_end(const uint8_t *message, size_t len)
+{
+    size_t at = 12;
+    while (at < len && message[at] != 0)
+        at += message[at] + 1u;
+    return at + 5 < len ? at + 5 : len;
+}
+
 /* Answer a query over TCP: its id and question, then what the input says. */
 static void answer_query(void)
 {
@@ -257,13 +275,15 @@ static void answer_query(void)
     ssize_t n = s && s->stream ? recv(s->far, message, 2 + 512, 0) : -1;
     if (n < 14)
         return;
-    message[4] |= 0x80;
-    message[5] = rcode;
-    message[9] = counts & 3;
-    message[11] = counts >> 2 & 3;
-    message[13] = counts >> 4 & 3;
-    memcpy(message + n, bytes, len);
-    size_t size = (size_t)n - 2 + len;
+    uint8_t *dns = message + 2;
+    dns[2] |= 0x80;
+    dns[3] = rcode;
+    dns[7] = counts & 3;
+    dns[9] = counts >> 2 & 3;
+    dns[11] = counts >> 4 & 3;
+    size_t size = question_end(dns, (size_t)n - 2);
+    memcpy(dns + size, bytes, len);
+    size += len;
     message[0] = (uint8_t)(size >> 8);
     message[1] = (uint8_t)size;
     say(s, message, size + 2);
@@ -304,6 +324,11 @@ static void choose_errors(void)
     world.socket_error = which & 8 ? errors[which >> 4 & 7] : 0;
 }
 
+static void choose_run_size(void)
+{
+    world.gro_size = reader_u8(&script.input);
+}
+
 /* --- the script ---------------------------------------------------------------------------------
  */
 
@@ -316,9 +341,9 @@ static void let_time_pass(void)
 static void operate(void)
 {
     static void (*const operations[])(void) = {
-        push_raw,   push_segment,  push_stream,   push_super, push_datagram,
-        push_query, let_time_pass, say_raw,       say_usual,  answer_query,
-        pour,       end_socket,    choose_errors,
+        push_raw,   push_segment,  push_stream,   push_super,    push_datagram,
+        push_query, let_time_pass, say_raw,       say_usual,     answer_query,
+        pour,       end_socket,    choose_errors, push_fragment, choose_run_size,
     };
     uint8_t operation = reader_u8(&script.input);
     if (operation == 255)
@@ -364,8 +389,12 @@ static void name_peers(void)
 
 static void choose_options(struct options *o, uint8_t modes)
 {
-    static const char *const dns[] = {"fake", "tcp", "relay", "fake"};
-    static const char *const proxies[] = {"socks5://192.0.2.99", "socks5://user:word@192.0.2.99"};
+    /* Never a name for a resolver: nothing here asks the real network. */
+    static const char *const dns[] = {"fake", "tcp", "relay", "tcp"};
+    static const char *const proxies[] = {"socks5://192.0.2.99", "socks5://user:word@192.0.2.99",
+                                          "socks5://[2001:db8::99]", "direct://"};
+    size_t proxy = modes >> 6;
+    size_t dns_mode = proxy == 3 && (modes & 3) == 0 ? 2 : modes & 3;
     char text[512], error[OPTIONS_ERROR_MAX];
     char *argv[32], *rest = NULL;
     int argc = 0;
@@ -373,8 +402,8 @@ static void choose_options(struct options *o, uint8_t modes)
         text, sizeof text,
         "culvert tun --address 198.18.0.1/28 --address fd01::1/120 --connect-timeout 3 --dns %s "
         "--udp %s --icmp %s --pipeline %s --max-flows %s --tcp-idle-timeout 60 %s",
-        dns[modes & 3], modes & 4 ? "block" : "associate", modes & 8 ? "reply" : "drop",
-        modes & 16 ? "on" : "off", modes & 32 ? "3" : "100", proxies[modes >> 6 & 1]);
+        dns[dns_mode], modes & 4 ? "block" : "associate", modes & 8 ? "reply" : "drop",
+        modes & 16 ? "on" : "off", modes & 32 ? "3" : "100", proxies[proxy]);
     for (char *at = strtok_r(text, " ", &rest); at; at = strtok_r(NULL, " ", &rest))
         argv[argc++] = at;
     FUZZ_CHECK(options_parse(argc, argv, o, error) == OPTIONS_RUN);

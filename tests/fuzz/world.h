@@ -30,6 +30,7 @@ struct world {
     bool vnet, uso, tso, csum; /* what the device offers */
     int vnet_len;
     int socket_error, connect_error; /* errno of calls to come; 0: they work */
+    int gro_size;                    /* datagrams come as runs of so many bytes each; 0: alone */
     struct world_socket sockets[WORLD_SOCKETS_MAX];
     size_t socket_count;
     void (*on_signal)(void *arg, int signo); /* the worker's */

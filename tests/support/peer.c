@@ -79,6 +79,41 @@ size_t peer_write_datagram(uint8_t *out, const struct endpoint *src, const struc
     return ip_len + 8 + len;
 }
 
+static void fill_ip4_fragment(uint8_t *ip, uint8_t id, uint16_t field)
+{
+    uint16_t offset = (uint16_t)(field >> 3 | (field & 1) << 13);
+    ip[5] = id;
+    ip[6] = (uint8_t)(offset >> 8);
+    ip[7] = (uint8_t)offset;
+    ip[10] = ip[11] = 0;
+    uint16_t sum = (uint16_t)~packet_sum_fold(packet_sum(ip, 20, 0));
+    ip[10] = (uint8_t)(sum >> 8);
+    ip[11] = (uint8_t)sum;
+}
+
+static void fill_ip6_fragment(uint8_t *header, uint8_t id, uint16_t field)
+{
+    header[0] = IPPROTO_UDP;
+    header[2] = (uint8_t)(field >> 8);
+    header[3] = (uint8_t)(field & ~6);
+    header[7] = id;
+}
+
+size_t peer_write_fragment(const struct peer *p, uint8_t out[PEER_FRAGMENT_MAX], uint8_t id,
+                           uint16_t field, uint8_t units)
+{
+    size_t len = (size_t)units * 8 + (field & 2 ? 3 : 0);
+    memset(out, 0, PEER_FRAGMENT_MAX);
+    if (addr_is_v4(&p->src.addr)) {
+        size_t ip_len = peer_write_ip(out, &p->src, &p->dst, IPPROTO_UDP, len);
+        fill_ip4_fragment(out, id, field);
+        return ip_len + len;
+    }
+    size_t ip_len = peer_write_ip(out, &p->src, &p->dst, IPPROTO_FRAGMENT, 8 + len);
+    fill_ip6_fragment(out + ip_len, id, field);
+    return ip_len + 8 + len;
+}
+
 bool peer_pop(struct device *d, struct segment *s)
 {
     struct packet p = {.buffer = s->bytes};

@@ -31,6 +31,16 @@ size_t peer_write_segment(const struct peer *p, uint8_t *out, uint8_t flags, con
 size_t peer_write_datagram(uint8_t *out, const struct endpoint *src, const struct endpoint *dst,
                            const void *payload, size_t len);
 
+enum { PEER_FRAGMENT_MAX = 40 + 8 + 255 * 8 + 3 };
+/*
+ * A fragment of a UDP datagram that consists of zeros but for its header, for fuzzing: `field` is
+ * as in IPv6's fragment header, for both families (bits 3 to 15 the offset, bit 0 more fragments),
+ * `units` are its 8 bytes. With bit 1 it has 3 bytes more, which only a last one may. Returns its
+ * length.
+ */
+size_t peer_write_fragment(const struct peer *p, uint8_t out[PEER_FRAGMENT_MAX], uint8_t id,
+                           uint16_t field, uint8_t units);
+
 /* A segment as it came out of the device. */
 struct segment {
     struct packet_info info;
