@@ -274,6 +274,41 @@ def test_slow_loris(lab, tunnel, sink):
     tunnel.settle(20)
 
 
+def trickle_queries(server, count, seconds, stopping):
+    """Slow loris on port 53: queries of which a byte comes now and then; how many were cut off."""
+    socks, cut = [], 0
+    for _ in range(count):
+        sock = socket.create_connection((server, 53), timeout=30)
+        sock.sendall(b"\0\x30")
+        socks.append(sock)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not stopping.is_set():
+        for sock in list(socks):
+            try:
+                sock.send(b"z")
+            except OSError:
+                socks.remove(sock)
+                cut += 1
+        time.sleep(1)
+    return cut
+
+
+def test_slow_loris_of_dns(lab, tunnel):
+    """So many half queries are kept, then the one idle longest gives way; whole ones are answered."""
+    count = scaled(5000)
+    with Siege(lab, tunnel, "Slow loris of DNS over TCP: a byte a second each", f"{count:,} flows",
+               memory_mb=32) as attack:
+        process = siege.Process(tunnel.app, trickle_queries, "198.18.0.2", count, 4)
+        time.sleep(2)
+        assert lookup(tunnel, "v4.test")[0].startswith("198.1")
+        with tunnel.app.connect("198.18.0.2", 53) as sock:
+            query = dns.message.make_query("v4.test", "A").to_wire()
+            sock.sendall(len(query).to_bytes(2, "big") + query)
+            assert len(sock.recv(4096)) > len(query)
+        attack.extra["cut"] = process.wait(120)
+    tunnel.settle(20)
+
+
 def stall_uploads(host, port, count, seconds, _stopping):
     """Fill `count` connections until they take no more, and keep them so; the bytes in all."""
     socks, total = [], 0
@@ -409,36 +444,38 @@ def test_descriptor_limit(lab, tunnel, void):
     for sock in old:
         sock.sendall(b"1")
         assert sock.recv(1) == b"1"
-    tunnel.limit_descriptors(20)
-    half_open = []
-    for _ in range(60):
-        sock = tunnel.app.socket(socket.AF_INET, socket.SOCK_STREAM)
-        sock.setblocking(False)
-        sock.connect_ex((void, 80))
-        half_open.append(sock)
-    time.sleep(1)
-    assert tunnel.count("no descriptor is left") == 1, tunnel.log
-    for sock in old:
-        sock.sendall(b"2")
-        assert sock.recv(1) == b"2", "an open flow gave way to half-open ones"
-    spent = tunnel.cpu_seconds()
-    time.sleep(1)
-    assert tunnel.cpu_seconds() - spent < 0.3
-    for sock in half_open:
-        sock.close()
-    new = []
-    for _ in range(30):
-        new.append(tunnel.app.connect(lab.world4, 7))  # it need not even be tried again
-        new[-1].sendall(b"3")
-        assert new[-1].recv(1) == b"3"
-    with pytest.raises(OSError):
-        old[0].settimeout(3)
-        old[0].sendall(b"4")
-        if not old[0].recv(1):
-            raise ConnectionResetError
-        old[0].sendall(b"5")
-    new[-1].sendall(b"6")
-    assert new[-1].recv(1) == b"6", "the newest gave way, not the longest idle"
+    with Siege(lab, tunnel, "More flows than descriptors", "60 half-open, 30 open, 20 descriptors",
+               memory_mb=16):
+        tunnel.limit_descriptors(20)
+        half_open = []
+        for _ in range(60):
+            sock = tunnel.app.socket(socket.AF_INET, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            sock.connect_ex((void, 80))
+            half_open.append(sock)
+        time.sleep(1)
+        assert tunnel.count("no descriptor is left") == 1, tunnel.log
+        for sock in old:
+            sock.sendall(b"2")
+            assert sock.recv(1) == b"2", "an open flow gave way to half-open ones"
+        spent = tunnel.cpu_seconds()
+        time.sleep(1)
+        assert tunnel.cpu_seconds() - spent < 0.3
+        for sock in half_open:
+            sock.close()
+        new = []
+        for _ in range(30):
+            new.append(tunnel.app.connect(lab.world4, 7))  # it need not even be tried again
+            new[-1].sendall(b"3")
+            assert new[-1].recv(1) == b"3"
+        with pytest.raises(OSError):
+            old[0].settimeout(3)
+            old[0].sendall(b"4")
+            if not old[0].recv(1):
+                raise ConnectionResetError
+            old[0].sendall(b"5")
+        new[-1].sendall(b"6")
+        assert new[-1].recv(1) == b"6", "the newest gave way, not the longest idle"
     for sock in old + new:
         sock.close()
     tunnel.settle()
