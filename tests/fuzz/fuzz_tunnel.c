@@ -7,10 +7,11 @@
  *
  * Some operations are sensible by themselves (a segment in sequence, an answer to what was asked),
  * so that the fuzzer gets deep without having to guess checksums and numbers; others are raw.
- * Whatever comes out of the device must be a packet that the kernel would take, no descriptor may
- * stay open, and the sanitizers see to the rest.
+ * Whatever comes out of the device must be a packet that the kernel would take; in the end the loop
+ * must have nothing left to do, and no descriptor may be open. The sanitizers see to the rest.
  */
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -24,12 +25,19 @@
 #include "tests/fuzz/world.h"
 #include "tests/support/peer.h"
 
-enum { PEERS = 6, OPERATIONS_MAX = 200, TIME_STEPS_MAX = 100, SETTLE_TURNS = 2 };
+enum {
+    PEERS = 6,
+    OPERATIONS_MAX = 200,
+    TIME_STEPS_MAX = 100,
+    SETTLE_TURNS = 2,
+    QUIET_TURNS_MAX = 300, /* after the last operation, until there is nothing left to do */
+};
 
 static struct {
     struct reader input;
     int operations;
     int settling;      /* turns of the loop before the next operation */
+    int ending;        /* turns since the last one */
     uint64_t until_ms; /* time passes up to here */
     int time_steps;
     bool stalled; /* the proxy reads nothing */
@@ -352,6 +360,15 @@ static void operate(void)
         operations[operation % (sizeof operations / sizeof operations[0])]();
 }
 
+/* Whatever has happened, the worker comes to rest. */
+static void end(void)
+{
+    script.settling = 0;
+    FUZZ_CHECK(script.ending++ < QUIET_TURNS_MAX);
+    if (script.ending > 1 && world_is_quiet())
+        world.on_signal(world.signal_arg, SIGTERM);
+}
+
 void world_turn(void)
 {
     drain_device();
@@ -369,7 +386,7 @@ void world_turn(void)
     if (more && script.operations++ < OPERATIONS_MAX)
         operate();
     else
-        world.on_signal(world.signal_arg, 15);
+        end();
 }
 
 static void name_peers(void)

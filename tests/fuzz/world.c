@@ -4,6 +4,7 @@
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -291,7 +292,15 @@ struct device *world_begin(unsigned features)
     };
     struct device *d = device_tun_adopt(pair[0], 1500, true, &error);
     FUZZ_CHECK(d);
+    world.epoll_fd = lowest_descriptor(); /* what libevent opens next, and first */
     return d;
+}
+
+bool world_is_quiet(void)
+{
+    struct pollfd polled = {.fd = world.epoll_fd, .events = POLLIN};
+    FUZZ_CHECK(poll(&polled, 1, 0) >= 0 && !(polled.revents & (POLLNVAL | POLLERR)));
+    return polled.revents == 0;
 }
 
 bool world_end(void)

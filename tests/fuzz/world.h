@@ -27,6 +27,7 @@ struct world {
     uint64_t wake_at_ms; /* what the loop's timer is set to; 0: to nothing */
     int timer_fd;
     int device_near, device_far;
+    int epoll_fd;              /* the loop's */
     bool vnet, uso, tso, csum; /* what the device offers */
     int vnet_len;
     int socket_error, connect_error; /* errno of calls to come; 0: they work */
@@ -49,6 +50,9 @@ void world_advance(uint64_t ms);
 void world_push(const uint8_t *vnet, const uint8_t *packet, size_t len);
 /* The next packet from culvert, as the kernel would understand it; false: there is none. */
 bool world_pop(struct packet *out);
+
+/* Has the loop nothing to do as long as the clock stands still? */
+bool world_is_quiet(void);
 
 /* Called in each turn of the worker's loop, before it looks at its descriptors. */
 void world_turn(void);
