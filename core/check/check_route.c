@@ -10,6 +10,8 @@
 #include <string.h>
 
 #include "core/proxy/local_proxy.h"
+#include "core/up/resolvconf.h"
+#include "core/up/resolved.h"
 #include "stack/link.h"
 
 /* Who listens there, in this network namespace? False: nobody. */
@@ -85,6 +87,16 @@ static void judge_user(const struct options *o, struct check_result *r, const ch
     }
 }
 
+/* The proxy's name is asked of a resolver here, which asks culvert in turn. */
+static void judge_resolver(struct check_result *r)
+{
+    check_say(r, CHECK_WARN,
+              "the proxy's name is asked of a resolver on this machine, whose own queries up "
+              "captures");
+    check_remedy(r,
+                 "give --exclude-uid with the user that it runs as, or the proxy by its address");
+}
+
 void check_route_loop(struct check *c, struct check_result *r)
 {
     char text[ENDPOINT_TEXT_MAX];
@@ -109,6 +121,9 @@ void check_route_loop(struct check *c, struct check_result *r)
     }
     if (c->addrs.count == 0)
         check_say(r, CHECK_SKIPPED, "the proxy has no address");
+    else if (!resolved_is_resolver(RESOLVCONF_DEFAULT) &&
+             local_resolver_would_loop(c->options, RESOLVCONF_DEFAULT))
+        judge_resolver(r);
     else
         check_say(r, CHECK_OK, "the proxy is elsewhere; culvert's own sockets are marked");
 }

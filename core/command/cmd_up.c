@@ -288,9 +288,14 @@ static bool resolve_proxy(const struct options *o)
 }
 
 /* Only a warning: it may reach the world in ways that we do not see. */
-static void warn_of_loop(const struct options *o)
+static void warn_of_loop(const struct up *up)
 {
+    const struct options *o = &up->options;
     uint32_t uid = 0;
+    if (!up->upstream[0] && local_resolver_would_loop(o, up->resolvconf.copy))
+        log_warn("the proxy's name is asked of a resolver on this machine, whose own queries are "
+                 "captured: keep the user that it runs as out by --exclude-uid, or give the "
+                 "proxy's address");
     if (local_proxy_would_loop(o, &uid))
         log_warn("the proxy on this machine runs as user %u, whose traffic is captured: it would "
                  "be its own client; keep it out by --exclude-uid %u, or by --bypass with where "
@@ -329,7 +334,7 @@ static bool prepare(struct up *up)
     up->clean = !up->resumed;
     if (!resolve_proxy(&up->options) || !save_resolvers(up))
         return false;
-    warn_of_loop(&up->options);
+    warn_of_loop(up);
     up->journal = journal_open(up->state.journal, &error);
     if (!up->journal)
         say("cannot write %s: %s", up->state.journal, strerror(-error));

@@ -1,5 +1,8 @@
 #include "core/proxy/local_proxy.h"
 
+#include <stdio.h>
+#include <string.h>
+
 #include "core/base/proc_net.h"
 
 struct search {
@@ -52,4 +55,37 @@ bool local_proxy_would_loop(const struct options *o, uint32_t *uid)
     bool found = local_proxy_listener("/proc/net/tcp", &url->addr, url->port, uid) ||
                  local_proxy_listener("/proc/net/tcp6", &url->addr, url->port, uid);
     return found && is_captured(&o->up, *uid);
+}
+
+/* The first name server of a resolv.conf(5), which is asked before the others. */
+static bool first_server(const char *path, struct addr *out)
+{
+    char line[512];
+    bool found = false;
+    FILE *file = fopen(path, "re");
+    while (file && !found && fgets(line, sizeof(line), file)) {
+        char *rest = NULL;
+        const char *word = strtok_r(line, " \t\n", &rest);
+        const char *value = strtok_r(NULL, " \t\n", &rest);
+        found = word && value && strcmp(word, "nameserver") == 0 && addr_parse(value, out);
+    }
+    if (file)
+        fclose(file);
+    return found;
+}
+
+bool local_resolver_would_loop(const struct options *o, const char *resolv_conf)
+{
+    enum { DNS_PORT = 53 };
+    uint32_t uid = 0;
+    struct addr server;
+    bool by_name = o->proxy.scheme == PROXY_SCHEME_SOCKS5 && !o->proxy.host_is_addr;
+    bool may_be_kept_out =
+        o->up.exclude_cgroups.count > 0 || o->up.exclude_uids.count > 0 || options_given(o, "mark");
+    if (!by_name || may_be_kept_out || !first_server(resolv_conf, &server) ||
+        !addr_is_loopback(&server))
+        return false;
+    bool found = local_proxy_listener("/proc/net/tcp", &server, DNS_PORT, &uid) ||
+                 local_proxy_listener("/proc/net/tcp6", &server, DNS_PORT, &uid);
+    return found && is_captured(&o->up, uid);
 }

@@ -20,4 +20,12 @@ bool local_proxy_listener(const char *path, const struct addr *host, uint16_t po
  */
 bool local_proxy_would_loop(const struct options *o, uint32_t *uid);
 
+/*
+ * Is the proxy's name asked of a resolver on this machine (the first server of the file
+ * `resolv_conf`) that is captured? Its own queries would be answered by culvert, who asks it: with
+ * a fake address, as soon as it has forgotten the true one. Which user it runs as its listening
+ * socket does not tell, as that was made by root: whoever excludes any is taken to know.
+ */
+bool local_resolver_would_loop(const struct options *o, const char *resolv_conf);
+
 #endif

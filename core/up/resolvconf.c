@@ -312,6 +312,18 @@ int resolvconf_install(const struct resolvconf *r, struct journal *j)
     return error;
 }
 
+static bool same_text(const char *one, const char *other)
+{
+    size_t sizes[2] = {0, 0};
+    int error = 0;
+    char *texts[2] = {read_file(one, &sizes[0], &error), read_file(other, &sizes[1], &error)};
+    bool same =
+        texts[0] && texts[1] && sizes[0] == sizes[1] && memcmp(texts[0], texts[1], sizes[0]) == 0;
+    free(texts[0]);
+    free(texts[1]);
+    return same;
+}
+
 static int restore_in_place(const char *path, const char *copy)
 {
     size_t size = 0;
@@ -329,6 +341,8 @@ static int restore_in_place(const char *path, const char *copy)
  * What there is          what it means                         what is done
  * path ours, other       exchanged                             exchanged back, ours removed
  * path ours, no other    in place, or there was no file        rewritten, or removed
+ * path as the copy       rewritten already, perhaps killed     given its time
+ *                        before that was done
  * path not ours, other   killed before the exchange, or        other removed
  *                        somebody has written it since
  */
@@ -344,6 +358,8 @@ int resolvconf_restore(const char *path, const char *copy)
         return -errno;
     if (has_other)
         return unlink(other) == 0 ? 0 : -errno;
+    if (!ours && same_text(path, copy))
+        keep_time(copy, path);
     if (!ours)
         return 0;
     if (stat(copy, &st) == 0 && st.st_size == 0 && unlink(path) == 0)

@@ -12,6 +12,7 @@ gw and mid; `Capture(gw, "d0")` is the LAN side, `Capture(gw, "wan0")` the uplin
 import contextlib
 import glob
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -116,6 +117,11 @@ class Capture:
         return [p for p in self.packets if p.dport == port]
 
 
+def copy_etc(folder):
+    """Other test runs come and go in /etc/netns meanwhile."""
+    shutil.copytree("/etc", folder, symlinks=True, ignore=shutil.ignore_patterns("netns"))
+
+
 class Wrapped:
     """Starts programs in the desktop's network by another command line."""
 
@@ -198,7 +204,7 @@ class Desktop:
     def private_etc(self, folder):
         """A copy of /etc, in `folder`, that programs started by the result see: no bind mounts."""
         etc = folder / "etc"
-        subprocess.run(["cp", "-a", "/etc", etc], check=True)
+        copy_etc(etc)
         (etc / "resolv.conf").unlink()
         script = f'mount --bind {etc} /etc && exec "$@"'
         yield etc, Wrapped(self, "nsenter", f"--net=/run/netns/{self.space.name}", "unshare", "-m",

@@ -1,5 +1,6 @@
 """Programs that we did not write, as servers in the world: nginx, iperf3, sshd."""
 
+import base64
 import hashlib
 import subprocess
 
@@ -75,3 +76,18 @@ class Iperf3:
     def close(self):
         self.process.terminate()
         self.process.wait(10)
+
+
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5C"
+                         "YII=")
+
+
+def many_images(root, count):
+    """many.html, a page of so many images, which ends as "images: " and how many were loaded."""
+    for i in range(count):
+        (root / f"{i}.png").write_bytes(PIXEL)
+    images = "".join(f'<img src="/{i}.png">' for i in range(count))
+    script = "onload = () => document.body.append('images: ' + " \
+             "[...document.images].filter(i => i.naturalWidth > 0).length)"
+    (root / "many.html").write_text(
+        f"<!doctype html><meta charset=utf-8><body>{images}<script>{script}</script>")

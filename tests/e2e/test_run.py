@@ -1,6 +1,5 @@
 """`culvert run`: one command of an ordinary user through the proxy, and nothing beside it."""
 
-import base64
 import os
 import pathlib
 import re
@@ -18,7 +17,7 @@ from desktop import Capture
 from lab import CULVERT
 from netns import Namespace, wait_for
 from ordinary import GID, UID, Terminal, User, processes_of_user, sorted_out
-from programs import Nginx
+from programs import Nginx, many_images
 from proxies import ssh_command, start_sshd
 from servers import TcpServer, echo
 
@@ -166,15 +165,7 @@ def home(folder):
 
 def test_chromium_loads_a_page(user, serve, nginx, home):
     """A browser with a sandbox of its own, a hundred resources over HTTPS by host name."""
-    pixel = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUB"
-                             "AScY42YAAAAASUVORK5CYII=")
-    for i in range(100):
-        (nginx.root / f"{i}.png").write_bytes(pixel)
-    images = "".join(f'<img src="/{i}.png">' for i in range(100))
-    script = "onload = () => document.body.append('images: ' + " \
-             "[...document.images].filter(i => i.naturalWidth > 0).length)"
-    (nginx.root / "many.html").write_text(
-        f"<!doctype html><meta charset=utf-8><body>{images}<script>{script}</script>")
+    many_images(nginx.root, 100)
     done = user.culvert(serve.url, "chromium-headless-shell", "--ignore-certificate-errors",
                         "--dump-dom", "--virtual-time-budget=10000", f"--user-data-dir={home}/web",
                         "https://www.test/many.html", env={"HOME": str(home)}, timeout=50)

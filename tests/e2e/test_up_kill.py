@@ -68,7 +68,7 @@ def test_killed_at_any_stage(desktop, serve, killer, tmp_path, options):
         assert now == before, f"stage {at} of {total}:\n" + "\n".join(before.diff(now))
 
 
-@pytest.mark.deadline(300)
+@pytest.mark.deadline(600)
 def test_down_killed_at_any_stage(desktop, serve, killer, tmp_path):
     """Undoing that is itself killed is begun anew by the next."""
     before = desktop.state()

@@ -1,5 +1,6 @@
 """/etc/resolv.conf as a file and as a link, and systemd-resolved, handed over and back."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ import time
 
 import pytest
 
-from desktop import Capture, Desktop
+from desktop import Capture, Desktop, copy_etc
 from lab import CULVERT
 from netns import wait_for
 from test_up import exchange
@@ -114,6 +115,41 @@ def test_after_a_power_failure(desktop, serve, tmp_path):
         assert space.run(CULVERT, "down").returncode == 0
 
 
+# --- a resolver on this machine ----------------------------------------------------------------------
+
+@pytest.fixture
+def dnsmasq(desktop):
+    """It forwards to the LAN's resolver, as the user nobody."""
+    process = desktop.space.popen("dnsmasq", "-k", "-C", "/dev/null", "--user=nobody", "--no-resolv",
+                                  "--no-hosts", "--listen-address=127.0.0.1", "--bind-interfaces",
+                                  f"--server={desktop.gateway4}", stderr=subprocess.DEVNULL)
+    wait_for(lambda: desktop.space.listening(53), "dnsmasq listens")
+    desktop.space.set_resolver("127.0.0.1")
+    desktop.dns.ttl = 1
+    yield process
+    desktop.dns.ttl = 60
+    desktop.space.set_resolver(desktop.gateway4)
+    process.kill()
+    process.wait()
+
+
+def test_local_resolver(desktop, lab, serve, dnsmasq):
+    """Kept out it knows the proxy's name as before; both commands say that it should be."""
+    url = f"socks5://proxy.test:{serve.port}"
+    for options, warned in (((), True), (("--exclude-uid", "nobody"), False)):
+        done = desktop.space.run(CULVERT, "check", "--json", "--connect-timeout", "1", *options, url)
+        steps = {step["name"]: step for step in json.loads(done.stdout)["steps"]}
+        loop = steps["route-loop"]
+        assert loop["verdict"] == ("warn" if warned else "ok"), loop
+        assert ("--exclude-uid" in (loop["remedy"] or "")) == warned
+        with desktop.up(url, *options) as up:
+            assert up.count("whose own queries are captured") == warned
+            exchange(desktop.space, lab.world4)
+            time.sleep(2.5)  # the answer's time to live, and ours
+            if not warned:
+                exchange(desktop.space, lab.world4)
+
+
 # --- systemd-resolved --------------------------------------------------------------------------------
 
 BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
@@ -156,7 +192,7 @@ class Resolved:
         self.desktop, self.folder = desktop, folder
         folder.chmod(0o755)
         etc = folder / "etc"
-        subprocess.run(["cp", "-a", "/etc", etc], check=True)
+        copy_etc(etc)
         for name in ("passwd", "group"):
             tail = ":x:4712:4712::/:/bin/false\n" if name == "passwd" else ":x:4712:\n"
             with open(etc / name, "a", encoding="ascii") as file:
