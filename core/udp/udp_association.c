@@ -13,8 +13,9 @@
 
 enum {
     BACKOFF_MS = 1000,
-    YIELD_MS = 1000,  /* idle for so long, an association gives its descriptors to a new one */
-    KEEPALIVE_S = 60, /* first probe of an idle control connection, for the sake of NATs */
+    NOISE_MAX = 64 << 10, /* bytes that a proxy may say on a control connection, for nothing */
+    YIELD_MS = 1000,      /* idle for so long, an association gives its descriptors to a new one */
+    KEEPALIVE_S = 60,     /* first probe of an idle control connection, for the sake of NATs */
 };
 
 static const struct outbound_options *outbound(const struct udp_flows *u)
@@ -307,10 +308,19 @@ static void on_control_ready(void *arg, unsigned ready)
 {
     (void)ready;
     struct association *a = arg;
-    uint8_t ignored[512]; /* nothing is defined to come here */
+    uint8_t ignored[4096]; /* nothing is defined to come here */
     ssize_t n = recv(a->control_fd, ignored, sizeof(ignored), MSG_DONTWAIT);
-    if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
+    if (n > 0) {
+        a->noise += (uint32_t)n;
+        if (a->noise <= NOISE_MAX)
+            return;
+        log_limited(LOG_LEVEL_WARN, &udp_trouble_limit,
+                    "the proxy floods an association's control connection: given up");
+        back_off(a);
+        return;
+    }
     log_debug("udp %" PRIu64 ": the proxy has ended the association", a->id);
     association_close(a);
 }
@@ -345,6 +355,7 @@ static void on_dialed_ok(struct association *a, const struct dial_result *result
     char text[ENDPOINT_TEXT_MAX];
     struct endpoint relay;
     a->control_fd = result->fd;
+    a->noise = 0;
     keep_alive(result->fd);
     if (!relay_address(result, &relay)) {
         log_limited(LOG_LEVEL_WARN, &udp_trouble_limit,

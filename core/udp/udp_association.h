@@ -43,6 +43,7 @@ struct association {
     enum association_state state;
     struct dial *dial; /* DIALING */
     int control_fd;    /* OPEN, through a proxy; else -1 */
+    uint32_t noise;    /* bytes that came there for nothing */
     struct loop_io control_io;
     struct udp_socket sockets[2]; /* the relay's is the first; direct://: IPv4, IPv6 */
     struct udp_peers peers;

@@ -327,6 +327,7 @@ def test_proxy_without_udp(lab, how):
                 hears_port_unreachable(tunnel, host)
             asked = len(associations(rude))
             assert asked <= 2, f"20 sources asked a proxy without UDP {asked} times"
+            wait_for(lambda: any("UDP" in line for line in tunnel.lines[before:]), "a line is read")
             lines = tunnel.lines[before:]
             told = [line for line in lines if "UDP" in line]
             assert len(told) == 1 and len(lines) <= 2, "not one log line:\n" + "\n".join(lines)

@@ -10,47 +10,30 @@
  * Whatever comes out of the device must be a packet that the kernel would take; in the end the loop
  * must have nothing left to do, and no descriptor may be open. The sanitizers see to the rest.
  */
-#include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include "core/base/cursor.h"
 #include "core/base/log.h"
 #include "core/base/map.h"
 #include "core/worker/worker.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/script.h"
 #include "tests/fuzz/world.h"
 #include "tests/support/peer.h"
 
-enum {
-    PEERS = 6,
-    OPERATIONS_MAX = 200,
-    TIME_STEPS_MAX = 100,
-    SETTLE_TURNS = 2,
-    QUIET_TURNS_MAX = 300, /* after the last operation, until there is nothing left to do */
-};
+enum { PEERS = 6 };
 
-static struct {
-    struct reader input;
-    int operations;
-    int settling;      /* turns of the loop before the next operation */
-    int ending;        /* turns since the last one */
-    uint64_t until_ms; /* time passes up to here */
-    int time_steps;
-    bool stalled; /* the proxy reads nothing */
-    struct peer peers[PEERS];
-} script;
+static struct peer peers[PEERS];
 
-/* --- what comes out of the device ---------------------------------------------------------------
- */
+/* --- what comes out of the device ------------------------------------------------------------- */
 
 /* The fake address in a DNS answer is where a peer goes next. */
 static void heed_answer(const uint8_t *payload, size_t len)
 {
-    struct peer *p = &script.peers[1];
+    struct peer *p = &peers[1];
     if (len > 16 && payload[7] == 1 && payload[len - 6] == 0 && payload[len - 5] == 4)
         p->dst.addr = addr_from_v4(payload + len - 4);
 }
@@ -62,7 +45,7 @@ static void heed_segment(const struct packet *p, const struct packet_info *info)
     uint32_t seq = reader_u32(&r);
     size_t len = info->len - info->ip_header_len - info->transport_header_len;
     for (size_t i = 0; i < PEERS; i++) {
-        struct peer *to = &script.peers[i];
+        struct peer *to = &peers[i];
         if (endpoint_equal(&to->src, &info->dst) && endpoint_equal(&to->dst, &info->src))
             to->ack = seq + (uint32_t)len + ((info->tcp_flags & (SYN | FIN)) != 0);
     }
@@ -86,30 +69,11 @@ static void drain_device(void)
     }
 }
 
-static void drain_proxy(void)
-{
-    static uint8_t ignored[1 << 16];
-    for (size_t i = 0; i < world.socket_count && !script.stalled; i++)
-        while (world.sockets[i].far >= 0 &&
-               recv(world.sockets[i].far, ignored, sizeof ignored, 0) > 0)
-            continue;
-}
-
-/* --- what the applications do -------------------------------------------------------------------
- */
+/* --- what the applications do ----------------------------------------------------------------- */
 
 static struct peer *choose_peer(void)
 {
-    return &script.peers[reader_u8(&script.input) % PEERS];
-}
-
-static const uint8_t *take_bytes(size_t *len)
-{
-    size_t left = reader_left(&script.input);
-    if (script.input.bad)
-        left = 0;
-    *len = *len < left ? *len : left;
-    return *len > 0 ? reader_bytes(&script.input, *len) : (const uint8_t *)"";
+    return &peers[reader_u8(&script.input) % PEERS];
 }
 
 /* A vnet header and a packet as they stand. */
@@ -117,9 +81,9 @@ static void push_raw(void)
 {
     uint8_t vnet[WORLD_VNET_MAX] = {0};
     size_t header_len = 10, len = reader_u16(&script.input) % 2048;
-    const uint8_t *header = take_bytes(&header_len);
+    const uint8_t *header = script_bytes(&header_len);
     memcpy(vnet, header, header_len);
-    const uint8_t *packet = take_bytes(&len);
+    const uint8_t *packet = script_bytes(&len);
     world_push(vnet, packet, len);
 }
 
@@ -149,7 +113,7 @@ static void push_stream(void)
     uint8_t out[66000];
     struct peer *p = choose_peer();
     size_t len = reader_u8(&script.input);
-    const uint8_t *payload = take_bytes(&len);
+    const uint8_t *payload = script_bytes(&len);
     world_push(NULL, out, peer_write_segment(p, out, ACK | PSH, payload, len, NULL, 0));
     p->seq += (uint32_t)len;
 }
@@ -181,7 +145,7 @@ static void push_datagram(void)
     uint8_t out[48 + 255];
     const struct peer *p = choose_peer();
     size_t len = reader_u8(&script.input);
-    const uint8_t *payload = take_bytes(&len);
+    const uint8_t *payload = script_bytes(&len);
     world_push(NULL, out, peer_write_datagram(out, &p->src, &p->dst, payload, len));
 }
 
@@ -198,7 +162,7 @@ static void push_query(void)
 {
     static const uint8_t name[] = "\1a\4test";
     uint8_t query[64], out[48 + sizeof query];
-    struct peer to_dns = script.peers[1];
+    struct peer to_dns = peers[1];
     struct writer w = writer_over(query, sizeof query);
     writer_u16(&w, reader_u8(&script.input));
     writer_u16(&w, 0x100);
@@ -208,38 +172,13 @@ static void push_query(void)
     writer_bytes(&w, name, sizeof name);
     writer_u16(&w, reader_u8(&script.input));
     writer_u16(&w, 1);
-    to_dns.dst = script.peers[3].dst;
+    to_dns.dst = peers[3].dst;
     to_dns.src.port = 2000;
     world_push(NULL, out,
                peer_write_datagram(out, &to_dns.src, &to_dns.dst, query, writer_used(&w)));
 }
 
-/* --- what the proxy does ------------------------------------------------------------------------
- */
-
-/* The newest socket first: what the input says last concerns it most often. */
-static struct world_socket *choose_socket(void)
-{
-    size_t index = reader_u8(&script.input);
-    if (world.socket_count == 0)
-        return NULL;
-    struct world_socket *s = &world.sockets[world.socket_count - 1 - index % world.socket_count];
-    return s->far >= 0 ? s : NULL;
-}
-
-static void say(const struct world_socket *s, const void *bytes, size_t len)
-{
-    if (s)
-        (void)!send(s->far, bytes, len, MSG_NOSIGNAL);
-}
-
-static void say_raw(void)
-{
-    const struct world_socket *s = choose_socket();
-    size_t len = reader_u8(&script.input);
-    const uint8_t *bytes = take_bytes(&len);
-    say(s, bytes, len);
-}
+/* --- what the proxy does ---------------------------------------------------------------------- */
 
 /* What a proxy says, in pieces that may be put together rightly or not. */
 static void say_usual(void)
@@ -258,9 +197,9 @@ static void say_usual(void)
         {14, {0, 0, 0, 1, 192, 0, 2, 1, 0, 80, 'd', 'a', 't', 'a'}},          /* a datagram */
         {15, {0, 0, 0, 3, 6, 'a', '.', 't', 'e', 's', 't', 0, 80, 'x', 'y'}}, /* from a name */
     };
-    const struct world_socket *s = choose_socket();
+    const struct world_socket *s = script_socket();
     uint8_t which = reader_u8(&script.input) % (sizeof usual / sizeof usual[0]);
-    say(s, usual[which].bytes, usual[which].len);
+    script_say(s, usual[which].bytes, usual[which].len);
 }
 
 /* Where a query's question ends; `len` where it does not. */
@@ -276,10 +215,10 @@ static size_t question_end(const uint8_t *message, size_t len)
 static void answer_query(void)
 {
     uint8_t message[2 + 512 + 255];
-    const struct world_socket *s = choose_socket();
+    const struct world_socket *s = script_socket();
     uint8_t counts = reader_u8(&script.input), rcode = reader_u8(&script.input);
     size_t len = reader_u8(&script.input);
-    const uint8_t *bytes = take_bytes(&len);
+    const uint8_t *bytes = script_bytes(&len);
     ssize_t n = s && s->stream ? recv(s->far, message, 2 + 512, 0) : -1;
     if (n < 14)
         return;
@@ -294,99 +233,33 @@ static void answer_query(void)
     size += len;
     message[0] = (uint8_t)(size >> 8);
     message[1] = (uint8_t)size;
-    say(s, message, size + 2);
+    script_say(s, message, size + 2);
 }
 
-static void pour(void)
-{
-    static uint8_t much[1 << 16];
-    const struct world_socket *s = choose_socket();
-    size_t len = reader_u16(&script.input);
-    if (s && s->stream)
-        say(s, much, len);
-}
-
-/* Closing what was not read resets a connection. */
-static void end_socket(void)
-{
-    struct world_socket *s = choose_socket();
-    uint8_t how = reader_u8(&script.input) % 4;
-    if (!s)
-        return;
-    if (how == 0) {
-        (void)shutdown(s->far, SHUT_WR);
-    } else if (how == 1) {
-        (void)shutdown(s->far, SHUT_RD);
-    } else {
-        close(s->far);
-        s->far = -1;
-    }
-}
-
-static void choose_errors(void)
-{
-    static const int errors[] = {
-        0, 0, ECONNREFUSED, EINPROGRESS, ENETUNREACH, EADDRNOTAVAIL, EMFILE, ENOMEM};
-    uint8_t which = reader_u8(&script.input);
-    world.connect_error = errors[which % 8];
-    world.socket_error = which & 8 ? errors[which >> 4 & 7] : 0;
-}
-
-static void choose_run_size(void)
-{
-    world.gro_size = reader_u8(&script.input);
-}
-
-/* --- the script ---------------------------------------------------------------------------------
- */
-
-static void let_time_pass(void)
-{
-    script.until_ms = world.now_ms + (uint64_t)reader_u16(&script.input) * 8;
-    script.time_steps = 0;
-}
-
-static void operate(void)
-{
-    static void (*const operations[])(void) = {
-        push_raw,   push_segment,  push_stream,   push_super,    push_datagram,
-        push_query, let_time_pass, say_raw,       say_usual,     answer_query,
-        pour,       end_socket,    choose_errors, push_fragment, choose_run_size,
-    };
-    uint8_t operation = reader_u8(&script.input);
-    if (operation == 255)
-        script.stalled = !script.stalled;
-    else
-        operations[operation % (sizeof operations / sizeof operations[0])]();
-}
-
-/* Whatever has happened, the worker comes to rest. */
-static void end(void)
-{
-    script.settling = 0;
-    FUZZ_CHECK(script.ending++ < QUIET_TURNS_MAX);
-    if (script.ending > 1 && world_is_quiet())
-        world.on_signal(world.signal_arg, SIGTERM);
-}
+/* --- the script ------------------------------------------------------------------------------- */
 
 void world_turn(void)
 {
+    static operation *const operations[] = {
+        push_raw,
+        push_segment,
+        push_stream,
+        push_super,
+        push_datagram,
+        push_query,
+        script_let_time_pass,
+        script_say_raw,
+        say_usual,
+        answer_query,
+        script_pour,
+        script_end_socket,
+        script_choose_errors,
+        push_fragment,
+        script_choose_run_size,
+    };
     drain_device();
-    if (script.settling > 0) {
-        script.settling--;
-        return;
-    }
-    script.settling = SETTLE_TURNS;
-    if (world.now_ms < script.until_ms && script.time_steps++ < TIME_STEPS_MAX) {
-        drain_proxy();
-        world_advance(script.until_ms);
-        return;
-    }
-    bool more = reader_left(&script.input) > 0 && !script.input.bad;
-    if (more && script.operations++ < OPERATIONS_MAX)
-        operate();
-    else
-        end();
+    if (!script_turn(operations, sizeof operations / sizeof operations[0]))
+        world.on_signal(world.signal_arg, SIGTERM);
 }
 
 static void name_peers(void)
@@ -397,10 +270,11 @@ static void name_peers(void)
                                                "[2001:db8::1]:80", "198.18.0.2:53",
                                                "192.0.2.2:80",     "[fd01::2]:53"};
     for (size_t i = 0; i < PEERS; i++) {
-        endpoint_parse(sources[i], 0, &script.peers[i].src);
-        endpoint_parse(targets[i], 0, &script.peers[i].dst);
-        script.peers[i].seq = 0xfffff000; /* wraps early */
-        script.peers[i].window = 60000;
+        endpoint_parse(sources[i], 0, &peers[i].src);
+        endpoint_parse(targets[i], 0, &peers[i].dst);
+        peers[i].seq = 0xfffff000; /* wraps early */
+        peers[i].ack = 0;
+        peers[i].window = 60000;
     }
 }
 
@@ -429,8 +303,7 @@ static void choose_options(struct options *o, uint8_t modes)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct options options;
-    memset(&script, 0, sizeof script);
-    script.input = reader_over(data, size);
+    script_begin(reader_over(data, size));
     uint8_t modes = reader_u8(&script.input), features = reader_u8(&script.input);
     hash_seed(1, 2);
     if (log_threshold != LOG_LEVEL_TRACE) {
@@ -439,7 +312,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     name_peers();
     choose_options(&options, modes);
-    struct device *d = world_begin(features);
+    struct device *d = world_begin_with_device(features);
     struct worker_shared shared;
     FUZZ_CHECK(worker_shared_init(&shared, &options, 1) == 0);
     FUZZ_CHECK(worker_run_sharing(&shared, 0, d, &options, NULL, NULL) == 0);

@@ -29,8 +29,7 @@ static int first_free; /* the lowest descriptor before anything was opened */
     result __real_##call(__VA_ARGS__);                                                             \
     result __wrap_##call(__VA_ARGS__)
 
-/* --- the clock ----------------------------------------------------------------------------------
- */
+/* --- the clock -------------------------------------------------------------------------------- */
 
 WRAPPED(int, clock_gettime, clockid_t clock, struct timespec *now);
 int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
@@ -67,8 +66,7 @@ void world_advance(uint64_t ms)
     FUZZ_CHECK(__real_timerfd_settime(world.timer_fd, TFD_TIMER_ABSTIME, &at_once, NULL) == 0);
 }
 
-/* --- the device ---------------------------------------------------------------------------------
- */
+/* --- the device ------------------------------------------------------------------------------- */
 
 static int get_interface(struct ifreq *request)
 {
@@ -179,22 +177,57 @@ bool world_pop(struct packet *out)
     return true;
 }
 
-/* --- the proxy ----------------------------------------------------------------------------------
- */
+/* --- sockets ---------------------------------------------------------------------------------- */
+
+static int make_socket(int type)
+{
+    int pair[2];
+    FUZZ_CHECK(socketpair(AF_UNIX, type | SOCK_NONBLOCK, 0, pair) == 0);
+    bool stream = (type & 0xff) == SOCK_STREAM;
+    world.sockets[world.socket_count++] = (struct world_socket){pair[0], pair[1], stream};
+    return pair[0];
+}
+
+int world_connect(void)
+{
+    return world.socket_count < WORLD_SOCKETS_MAX ? make_socket(SOCK_STREAM) : -1;
+}
 
 WRAPPED(int, socket, int domain, int type, int protocol);
 int __wrap_socket(int domain, int type, int protocol)
 {
     if (domain != AF_INET && domain != AF_INET6)
         return __real_socket(domain, type, protocol);
-    int pair[2];
     errno = world.socket_error ? world.socket_error : EMFILE;
     if (world.socket_error || world.socket_count == WORLD_SOCKETS_MAX)
         return -1;
-    FUZZ_CHECK(socketpair(AF_UNIX, type | SOCK_NONBLOCK, 0, pair) == 0);
-    bool stream = (type & 0xff) == SOCK_STREAM;
-    world.sockets[world.socket_count++] = (struct world_socket){pair[0], pair[1], stream};
-    return pair[0];
+    return make_socket(type);
+}
+
+WRAPPED(int, bind, int fd, const struct sockaddr *to, socklen_t len);
+int __wrap_bind(int fd, const struct sockaddr *to, socklen_t len)
+{
+    return to->sa_family == AF_UNIX ? __real_bind(fd, to, len) : 0;
+}
+
+/* Whatever it is asked of: all our sockets have one address. */
+WRAPPED(int, getsockname, int fd, struct sockaddr *at, socklen_t *len);
+int __wrap_getsockname(int fd, struct sockaddr *at, socklen_t *len)
+{
+    const struct sockaddr_in ours = {
+        .sin_family = AF_INET, .sin_port = htons(1080), .sin_addr = {htonl(0x0a000001)}};
+    (void)fd;
+    FUZZ_CHECK(*len >= sizeof ours);
+    memcpy(at, &ours, sizeof ours);
+    *len = sizeof ours;
+    return 0;
+}
+
+/* The kernel knows UDP_SEGMENT. */
+WRAPPED(int, getsockopt, int fd, int level, int name, void *at, socklen_t *len);
+int __wrap_getsockopt(int fd, int level, int name, void *at, socklen_t *len)
+{
+    return level == IPPROTO_UDP ? 0 : __real_getsockopt(fd, level, name, at, len);
 }
 
 WRAPPED(int, connect, int fd, const struct sockaddr *to, socklen_t len);
@@ -243,8 +276,7 @@ int __wrap_recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags,
     return n;
 }
 
-/* --- the loop -----------------------------------------------------------------------------------
- */
+/* --- the loop --------------------------------------------------------------------------------- */
 
 WRAPPED(int, loop_signal_watch, struct loop *loop, struct loop_signal *s, int signo,
         void (*fn)(void *arg, int signo), void *arg);
@@ -265,8 +297,7 @@ void __wrap_loop_turn(struct loop *loop, bool wait)
     __real_loop_turn(loop, false);
 }
 
-/* --- all of it ----------------------------------------------------------------------------------
- */
+/* --- all of it -------------------------------------------------------------------------------- */
 
 static int lowest_descriptor(void)
 {
@@ -275,24 +306,28 @@ static int lowest_descriptor(void)
     return fd;
 }
 
-struct device *world_begin(unsigned features)
+void world_begin(void)
+{
+    first_free = lowest_descriptor();
+    world = (struct world){.now_ms = 1000000, .device_near = -1, .device_far = -1};
+    world.epoll_fd = lowest_descriptor(); /* what libevent opens next, and first */
+}
+
+struct device *world_begin_with_device(unsigned features)
 {
     int pair[2], error;
-    first_free = lowest_descriptor();
+    world_begin();
     FUZZ_CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) == 0);
-    world = (struct world){
-        .now_ms = 1000000,
-        .device_near = pair[0],
-        .device_far = pair[1],
-        .vnet = (features & VNET) != 0,
-        .vnet_len = features & CSUM ? 12 : 10,
-        .csum = (features & CSUM) != 0,
-        .tso = (features & (CSUM | TSO)) == (CSUM | TSO),
-        .uso = (features & (CSUM | TSO | USO)) == (CSUM | TSO | USO),
-    };
+    world.device_near = pair[0];
+    world.device_far = pair[1];
+    world.vnet = (features & VNET) != 0;
+    world.vnet_len = features & CSUM ? 12 : 10;
+    world.csum = (features & CSUM) != 0;
+    world.tso = world.csum && (features & TSO);
+    world.uso = world.tso && (features & USO);
     struct device *d = device_tun_adopt(pair[0], 1500, true, &error);
     FUZZ_CHECK(d);
-    world.epoll_fd = lowest_descriptor(); /* what libevent opens next, and first */
+    world.epoll_fd = lowest_descriptor();
     return d;
 }
 
@@ -308,7 +343,8 @@ bool world_end(void)
     for (size_t i = 0; i < world.socket_count; i++)
         if (world.sockets[i].far >= 0)
             close(world.sockets[i].far);
-    close(world.device_far);
+    if (world.device_far >= 0)
+        close(world.device_far);
     world.device_near = -1;
     return lowest_descriptor() == first_free;
 }

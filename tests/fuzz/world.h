@@ -1,8 +1,8 @@
 /*
- * What surrounds culvert's worker in fuzz_tunnel: a TUN device, a proxy and a clock that are made
- * of socket pairs and numbers, put in the place of the kernel's by --wrap. All that lies between
- * these is the program's own: the device's vnet headers, the stack, the loop, flows, associations,
- * DNS, dials and handshakes.
+ * What surrounds culvert in fuzz_tunnel and fuzz_serve: a TUN device, sockets and a clock that are
+ * made of socket pairs and numbers, put in the place of the kernel's by --wrap. All that lies
+ * between these is the program's own: the device's vnet headers, the stack, the loop, flows,
+ * associations, DNS, dials, handshakes, and the server's sessions.
  */
 #ifndef CULVERT_TESTS_WORLD_H
 #define CULVERT_TESTS_WORLD_H
@@ -34,16 +34,20 @@ struct world {
     int gro_size;                    /* datagrams come as runs of so many bytes each; 0: alone */
     struct world_socket sockets[WORLD_SOCKETS_MAX];
     size_t socket_count;
-    void (*on_signal)(void *arg, int signo); /* the worker's */
+    void (*on_signal)(void *arg, int signo); /* culvert's */
     void *signal_arg;
 };
 
 extern struct world world;
 
+/* Begin anew, without a device. What is opened next must be the loop. */
+void world_begin(void);
 /* Begin anew with a device of 1,500 bytes that offers `features` (bits: csum, tso, uso, vnet). */
-struct device *world_begin(unsigned features);
+struct device *world_begin_with_device(unsigned features);
 /* Close what is the world's. False: culvert has left a descriptor open. */
 bool world_end(void);
+/* Connect to culvert: its end of a stream, the other one is in `world.sockets`. -1: too many. */
+int world_connect(void);
 /* Let the clock go on to `ms`, or to when the loop's timer is due where that is earlier. */
 void world_advance(uint64_t ms);
 /* A packet for culvert, with the device's own header before it where it has one: WORLD_VNET_MAX. */
@@ -54,7 +58,7 @@ bool world_pop(struct packet *out);
 /* Has the loop nothing to do as long as the clock stands still? */
 bool world_is_quiet(void);
 
-/* Called in each turn of the worker's loop, before it looks at its descriptors. */
+/* Called in each turn of the loop, before it looks at its descriptors; the target's. */
 void world_turn(void);
 
 #endif

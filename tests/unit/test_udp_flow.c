@@ -138,6 +138,26 @@ static void test_a_relay_that_makes_no_sense(void **state)
     assert_int_equal(read(l->control[1], &byte, 1), 0); /* the association has hung up */
 }
 
+/* Some noise is ignored, a flood is not read for ever. */
+static void test_a_flooded_control_connection(void **state)
+{
+    struct lab *l = *state;
+    static const char noise[4000];
+    open_association(l);
+    assert_int_equal(send(l->control[1], noise, sizeof(noise), MSG_NOSIGNAL), sizeof(noise));
+    turns(l, 5);
+    app_sends(l, "10.0.0.1:5000", "192.0.2.1:7", "still here");
+    expect_relayed(l, "192.0.2.1:7", "still here");
+    ssize_t taken = 0;
+    for (int i = 0; i < 1000 && taken >= 0; i++) {
+        taken = send(l->control[1], noise, sizeof(noise), MSG_NOSIGNAL | MSG_DONTWAIT);
+        turns(l, 1);
+    }
+    assert_true(taken < 0 && (errno == EPIPE || errno == ECONNRESET));
+    app_sends(l, "10.0.0.1:5000", "192.0.2.1:7", "refused for a while");
+    expect_unreachable(0, "10.0.0.1:5000", "192.0.2.1:7");
+}
+
 static void test_idle_associations_end(void **state)
 {
     struct lab *l = *state;
@@ -336,6 +356,7 @@ int main(void)
         LAB_TEST(test_the_control_connection_ends_it),
         LAB_TEST(test_relay_address_may_be_left_out),
         LAB_TEST(test_a_relay_that_makes_no_sense),
+        LAB_TEST(test_a_flooded_control_connection),
         LAB_TEST(test_idle_associations_end),
         LAB_TEST(test_a_proxy_without_udp_is_remembered),
         LAB_TEST(test_a_failed_dial_is_not_repeated_at_once),
