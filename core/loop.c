@@ -5,7 +5,8 @@
  * pointer writes.
  *
  * The timerfd is set anew only when a timer is due earlier than it is armed for; one that was
- * stopped lets it fire in vain, once. And since libevent itself knows of no timer, it waits
+ * stopped lets it fire in vain, once, unless it was the last: with no timer left, nothing wakes
+ * the process. And since libevent itself knows of no timer, it waits
  * without a time-out: a wait that has one makes the kernel program and cancel a high-resolution
  * timer, which in a virtual machine costs more than the rest of a small exchange's wait.
  *
@@ -166,9 +167,10 @@ static void on_wake(evutil_socket_t fd, short what, void *arg)
 /* Let a wait end when the earliest timer is due, if it would not end before. */
 static void arm_wake(struct loop *loop)
 {
-    if (!loop->root || (loop->wake_at != 0 && loop->wake_at <= loop->root->due))
+    uint64_t due = loop->root ? loop->root->due : 0;
+    if (due == loop->wake_at || (due != 0 && loop->wake_at != 0 && loop->wake_at < due))
         return;
-    loop->wake_at = loop->root->due;
+    loop->wake_at = due;
     const struct itimerspec at = {
         .it_value = {.tv_sec = (time_t)(loop->wake_at / 1000),
                      .tv_nsec = (long)(loop->wake_at % 1000 * 1000000)},
@@ -217,6 +219,15 @@ int loop_watch(struct loop *loop, struct loop_io *io, int fd, unsigned what, loo
         return errno != 0 ? -errno : -ENOMEM;
     io->watching = true;
     return 0;
+}
+
+/* libevent tells epoll only when a descriptor's first event is added or its last one removed. */
+int loop_take_over(struct loop *loop, struct loop_io *io, struct loop_io *from, unsigned what,
+                   loop_io_fn *fn, void *arg)
+{
+    int error = loop_watch(loop, io, event_get_fd(&from->event), what | LOOP_EDGE, fn, arg);
+    loop_ignore(from);
+    return error;
 }
 
 void loop_ignore(struct loop_io *io)

@@ -47,6 +47,13 @@ struct loop_io {
 /* Watch `fd` for `what` (LOOP_READ | LOOP_WRITE | LOOP_EDGE) until loop_ignore(). 0 or -errno. */
 int loop_watch(struct loop *loop, struct loop_io *io, int fd, unsigned what, loop_io_fn *fn,
                void *arg);
+/*
+ * Watch with `io` what `from` has watched, edge-triggered, and stop `from`, successful or not. The
+ * kernel hears nothing of it, and so tells nothing again: what `from` was told of, or what came
+ * in this turn, the caller has to look for.
+ */
+int loop_take_over(struct loop *loop, struct loop_io *io, struct loop_io *from, unsigned what,
+                   loop_io_fn *fn, void *arg);
 /* Stop watching; call it before closing the descriptor. Harmless when idle. */
 void loop_ignore(struct loop_io *io);
 

@@ -412,13 +412,15 @@ static bool relay_down(struct tcp_flow *f)
 static void on_socket(void *arg, unsigned ready)
 {
     struct tcp_flow *f = arg;
-    touch(f);
     if (ready & LOOP_READ)
         f->readable = true;
     if (ready & LOOP_WRITE)
         f->writable = true;
     if (ready & LOOP_CLOSED)
         f->readable = f->hung_up = true;
+    if (f->state != TCP_FLOW_RELAYING)
+        return;
+    touch(f);
     if (relay_up(f))
         relay_down(f);
 }
@@ -441,13 +443,8 @@ static void flow_quit(struct tcp_flow *f)
 static void start_relaying(struct tcp_flow *f)
 {
     set_state(f, TCP_FLOW_RELAYING);
-    f->writable = true;
-    int error =
-        loop_watch(f->owner->worker->loop, &f->io, f->fd, LOOP_READ | LOOP_EDGE, on_socket, f);
-    if (error != 0)
-        flow_reset(f);
-    else
-        doubt(f); /* one that is not over in a moment wants keep-alives */
+    f->readable = f->writable = true;
+    doubt(f); /* one that is not over in a moment wants keep-alives */
 }
 
 void tcp_flows_ready(struct tcp_flows *t, struct conn *conn, unsigned events)
@@ -476,7 +473,7 @@ void tcp_flows_ready(struct tcp_flows *t, struct conn *conn, unsigned events)
         f->app_done = true;
     if (!relay_up(f))
         return;
-    if (events & CONN_ROOM)
+    if (events & (CONN_OPENED | CONN_ROOM))
         relay_down(f);
 }
 
@@ -509,8 +506,12 @@ static void on_dialed(void *arg, const struct dial_result *r)
     f->dial = NULL;
     if (r->status == DIAL_OK) {
         f->fd = r->fd;
+        f->hung_up = r->hung_up;
         set_state(f, TCP_FLOW_ACCEPTING);
-        conn_accept(stack, &f->conn);
+        if (loop_take_over(f->owner->worker->loop, &f->io, r->watch, LOOP_READ, on_socket, f) == 0)
+            conn_accept(stack, &f->conn);
+        else
+            flow_reset(f);
         return;
     }
     if (r->status == DIAL_NO_RESOURCES && dial_again(f))
@@ -541,6 +542,14 @@ static bool find_target(struct tcp_flows *t, const struct endpoint *dst, struct 
     return false;
 }
 
+static struct dial *start_dial(struct tcp_flow *f, const struct target *target)
+{
+    struct dial *d = dial_start(f->owner->worker->proxy, SOCKS5_CONNECT, target, on_dialed, f);
+    if (d)
+        dial_keep_watch(d);
+    return d;
+}
+
 /*
  * Descriptors (or ports, or memory) have run out: another flow gives way, and this one tries once
  * more. False: there is none, or that was not enough.
@@ -557,7 +566,7 @@ static bool dial_again(struct tcp_flow *f)
     bool made_room = tcp_flows_evict(t) || udp_flows_evict(t->worker->udp);
     list_push_back(&t->half_open, &f->age);
     if (made_room)
-        f->dial = dial_start(t->worker->proxy, SOCKS5_CONNECT, &target, on_dialed, f);
+        f->dial = start_dial(f, &target);
     return f->dial != NULL;
 }
 
@@ -581,7 +590,7 @@ struct conn *tcp_flows_open(struct tcp_flows *t, const struct endpoint *src,
     f->active_ms = loop_now(w->loop);
     list_init(&f->age);
     list_init(&f->doubt);
-    f->dial = dial_start(w->proxy, SOCKS5_CONNECT, &target, on_dialed, f);
+    f->dial = start_dial(f, &target);
     if (f->dial == NULL) {
         free(f);
         return NULL;

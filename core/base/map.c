@@ -8,6 +8,7 @@
 #include "core/base/map.h"
 
 #include <assert.h>
+#include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,9 +64,8 @@ static inline void sip_round(uint64_t v[4])
 static inline uint64_t load_little(const uint8_t *bytes, size_t n)
 {
     uint64_t word = 0;
-    for (size_t i = 0; i < n; i++)
-        word |= (uint64_t)bytes[i] << (8 * i);
-    return word;
+    memcpy(&word, bytes, n);
+    return le64toh(word);
 }
 
 /* SipHash (Aumasson and Bernstein, 2012) with one round a word and three at the end. */

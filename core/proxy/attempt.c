@@ -118,7 +118,6 @@ void attempt_close(struct attempt *a)
 int attempt_take_socket(struct attempt *a)
 {
     int fd = a->fd;
-    loop_ignore(&a->io);
     a->fd = -1;
     return fd;
 }
@@ -193,6 +192,10 @@ static void proceed(struct attempt *a, unsigned ready)
 static void on_ready(void *arg, unsigned ready)
 {
     struct attempt *a = arg;
+    if (ready & LOOP_CLOSED)
+        a->hung_up = true;
+    if (a->fd < 0) /* taken, and about to be taken over */
+        return;
     if (!a->connected) {
         int error = 0;
         socklen_t len = sizeof(error);

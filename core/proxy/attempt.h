@@ -39,6 +39,7 @@ struct attempt {
     bool speaks_socks; /* `client` is in use, else connecting is all there is to do */
     bool told_method;
     bool watches_write;
+    bool hung_up;                /* LOOP_CLOSED was told */
     struct socks5_client client; /* initialised by the owner */
 };
 
@@ -50,7 +51,7 @@ struct attempt {
 int attempt_start(struct attempt *a, struct loop *loop, const struct outbound_options *outbound);
 /* Unhook and close; harmless when it is closed already, or its socket was taken. */
 void attempt_close(struct attempt *a);
-/* Take the connected socket out of it, unwatched. */
+/* Take the connected socket out of it, which `io` goes on watching: for loop_take_over(). */
 int attempt_take_socket(struct attempt *a);
 
 #endif

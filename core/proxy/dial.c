@@ -45,6 +45,7 @@ struct dial {
     enum socks5_command command;
     struct target target; /* `name` points to `name_copy` */
     bool direct;
+    bool keep_watch;
     enum handshake handshake;
     bool trial_open; /* proxy_trial_over() is owed */
     struct resolver_request *request;
@@ -135,11 +136,10 @@ static void dial_free(struct dial *d)
 static void on_done(void *arg)
 {
     struct dial *d = arg;
-    dial_fn *fn = d->fn;
-    void *fn_arg = d->arg;
-    struct dial_result result = d->result;
+    d->fn(d->arg, &d->result);
+    if (d->result.watch)
+        loop_ignore(d->result.watch);
     dial_free(d);
-    fn(fn_arg, &result);
 }
 
 static void finish(struct dial *d, enum dial_status status)
@@ -322,6 +322,11 @@ static void succeed(struct dial *d, struct attempt *a)
     }
     d->live--;
     d->result.fd = attempt_take_socket(a);
+    d->result.hung_up = a->hung_up;
+    if (d->keep_watch)
+        d->result.watch = &a->io;
+    else
+        loop_ignore(&a->io);
     finish(d, DIAL_OK);
 }
 
@@ -539,10 +544,17 @@ struct dial *dial_start(struct proxy *p, enum socks5_command command, const stru
     return d;
 }
 
+void dial_keep_watch(struct dial *d)
+{
+    d->keep_watch = true;
+}
+
 void dial_cancel(struct dial *d)
 {
     unhook(d);
     loop_undefer(&d->deferred);
+    if (d->result.watch)
+        loop_ignore(d->result.watch);
     if (d->result.fd >= 0)
         close(d->result.fd);
     dial_free(d);

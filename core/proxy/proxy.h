@@ -42,6 +42,8 @@ struct dial_result {
     int fd;                /* DIAL_OK: connected, non-blocking, TCP_NODELAY, without keep-alive
                               (outbound_keep_alive()); the callee's from now on. Nothing past the
                               reply has been read from it. Else -1 */
+    bool hung_up;          /* DIAL_OK: the peer's end has come already, perhaps behind data */
+    struct loop_io *watch; /* DIAL_OK: with dial_keep_watch(), what watches `fd`; else NULL */
     struct endpoint peer;  /* DIAL_OK: the address of the proxy that was reached */
     struct endpoint bound; /* DIAL_OK: BND.ADDR, BND.PORT */
 };
@@ -57,6 +59,11 @@ struct dial;
  */
 struct dial *dial_start(struct proxy *p, enum socks5_command command, const struct target *target,
                         dial_fn *fn, void *arg);
+/*
+ * Let what watches the socket be taken over (loop_take_over()), which saves the kernel forgetting
+ * and learning of it again. `fn` must do that, or loop_ignore() it; it ends as `fn` returns.
+ */
+void dial_keep_watch(struct dial *d);
 /* Give up: `fn` will not be called, the socket is closed. Not after `fn` was called. */
 void dial_cancel(struct dial *d);
 

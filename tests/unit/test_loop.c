@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -71,6 +72,34 @@ static void test_edge_tells_each_change_once(void **state)
     assert_true(s.ready & LOOP_CLOSED);
     loop_ignore(&io);
     loop_ignore(&io);
+    close(fds[0]);
+    close(fds[1]);
+}
+
+/* The second owner hears what comes after the first was told, and the first no more. */
+static void test_watch_is_taken_over(void **state)
+{
+    struct loop *loop = *state;
+    int fds[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds), 0);
+    struct loop_io first = {0}, second_io = {0};
+    struct seen before = {0}, after = {0};
+    assert_int_equal(loop_watch(loop, &first, fds[0], LOOP_READ | LOOP_EDGE, on_ready, &before), 0);
+    assert_int_equal(write(fds[1], "x", 1), 1);
+    loop_turn(loop, false);
+    assert_int_equal(before.calls, 1);
+    assert_int_equal(loop_take_over(loop, &second_io, &first, LOOP_READ, on_ready, &after), 0);
+    assert_false(first.watching);
+    loop_turn(loop, false);
+    assert_int_equal(after.calls, 0);
+    assert_int_equal(write(fds[1], "y", 1), 1);
+    loop_turn(loop, true);
+    shutdown(fds[1], SHUT_WR);
+    loop_turn(loop, true);
+    assert_int_equal(before.calls, 1);
+    assert_int_equal(after.calls, 2);
+    assert_int_equal(after.ready, LOOP_READ | LOOP_CLOSED);
+    loop_ignore(&second_io);
     close(fds[0]);
     close(fds[1]);
 }
@@ -189,6 +218,40 @@ static void test_many_timers_fire_in_order(void **state)
         assert_false(all[i].timer.pending);
 }
 
+static void write_after_ms(int fd, long ms)
+{
+    const struct timespec pause = {.tv_nsec = ms * 1000000};
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid > 0)
+        return;
+    (void)nanosleep(&pause, NULL);
+    _exit(write(fd, "x", 1) == 1 ? 0 : 1);
+}
+
+/* Armed for a timer that was stopped: the wait must end by what comes 200 ms later, not by that. */
+static void test_last_timer_leaves_nothing_that_wakes(void **state)
+{
+    struct loop *loop = *state;
+    int fds[2];
+    struct loop_io io = {0};
+    struct loop_timer timer = {0};
+    struct seen s = {0};
+    assert_int_equal(pipe(fds), 0);
+    assert_int_equal(loop_watch(loop, &io, fds[0], LOOP_READ, on_ready, &s), 0);
+    loop_timer_start(loop, &timer, 20, on_timer, &s);
+    loop_turn(loop, false);
+    loop_timer_stop(&timer);
+    write_after_ms(fds[1], 200);
+    loop_turn(loop, true);
+    assert_int_equal(s.calls, 1);
+    assert_int_equal(s.ready, LOOP_READ);
+    loop_ignore(&io);
+    (void)wait(NULL);
+    close(fds[0]);
+    close(fds[1]);
+}
+
 static int order[8];
 static int order_len;
 static struct loop_deferred second;
@@ -282,11 +345,13 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         LOOP_TEST(test_edge_tells_each_change_once),
+        LOOP_TEST(test_watch_is_taken_over),
         LOOP_TEST(test_level_tells_again_and_ignore_stops),
         LOOP_TEST(test_watching_a_bad_descriptor_fails),
         LOOP_TEST(test_timer_is_never_early),
         LOOP_TEST(test_timer_that_restarts_itself_runs_once_a_turn),
         LOOP_TEST(test_many_timers_fire_in_order),
+        LOOP_TEST(test_last_timer_leaves_nothing_that_wakes),
         LOOP_TEST(test_deferred_run_in_order_in_the_same_turn),
         LOOP_TEST(test_endless_deferring_does_not_starve_the_rest),
         LOOP_TEST(test_signal),
