@@ -56,7 +56,7 @@ void input_packet(struct stack *s, const struct packet *p, struct rx_buffer **bu
         reassembly_input(s, p->data, &info);
         break;
     case PACKET_DROP:
-        s->counters.drops[info.drop]++;
+        s->counters->drops[info.drop]++;
         log_drop(p, &info);
         break;
     }

@@ -32,7 +32,7 @@ struct stack {
     void *ctx;
     bool icmp_reply;
     uint64_t now_ms;
-    struct stack_counters counters;
+    struct stack_counters *counters, own_counters;
 
     /* reading */
     struct packet batch[STACK_BATCH_MAX];

@@ -92,8 +92,8 @@ static err_t output(struct pbuf *p)
     /* Nothing but TCP leaves by here: lwIP's own ICMP is not for our users to see. */
     if (n < 2 || !read_headers(&iov[1], &src, &dst, &header_len))
         return ERR_OK;
-    s->counters.packets_out++;
-    s->counters.bytes_out += p->tot_len;
+    s->counters->packets_out++;
+    s->counters->bytes_out += p->tot_len;
     /* What the device refuses is lost, as on any wire: TCP sends it again. */
     output_tcp(s->device, iov, n, header_len, conn_mss_of(s, &dst, &src));
     return ERR_OK;
@@ -145,6 +145,8 @@ struct stack *stack_new(struct device *device, const struct stack_config *config
         return NULL;
     }
     the_stack = s;
+    s->counters = config->counters ? config->counters : &s->own_counters;
+    s->counters->conns = 0; /* those of a stack before us died with it */
     s->device = device;
     s->ops = ops;
     s->ctx = ctx;
@@ -173,7 +175,7 @@ static void log_drops(const struct stack_counters *counters)
 
 void stack_free(struct stack *s)
 {
-    log_drops(&s->counters);
+    log_drops(s->counters);
     conn_table_free(s);
     reassembly_free(s);
     if (s->after.by_tuple.buckets)
@@ -187,7 +189,7 @@ void stack_free(struct stack *s)
 
 const struct stack_counters *stack_counters(const struct stack *s)
 {
-    return &s->counters;
+    return s->counters;
 }
 
 /* --- a batch ---------------------------------------------------------------------------------- */
@@ -214,8 +216,8 @@ int stack_receive(struct stack *s, unsigned max_packets, uint64_t now_ms)
         return 0;
     int n = device_read(s->device, s->batch, count);
     for (int i = 0; i < n; i++) {
-        s->counters.packets_in++;
-        s->counters.bytes_in += s->batch[i].len;
+        s->counters->packets_in++;
+        s->counters->bytes_in += s->batch[i].len;
         input_packet(s, &s->batch[i], &s->batch_buffers[i]);
     }
     conn_tell_ready(s);
@@ -256,8 +258,8 @@ void stack_trim(struct stack *s)
 int stack_send_datagram(struct stack *s, const struct endpoint *src, const struct endpoint *dst,
                         const void *payload, size_t len, uint16_t gso_size)
 {
-    s->counters.packets_out++;
-    s->counters.bytes_out += len;
+    s->counters->packets_out++;
+    s->counters->bytes_out += len;
     return output_udp(s->device, src, dst, payload, len, gso_size);
 }
 

@@ -95,14 +95,16 @@ struct stack_ops {
 };
 
 struct stack_config {
-    bool icmp_reply; /* --icmp reply */
-    uint64_t now_ms; /* monotonic */
+    bool icmp_reply;                 /* --icmp reply */
+    uint64_t now_ms;                 /* monotonic */
+    struct stack_counters *counters; /* where to count; NULL: in the stack itself */
 };
 
 struct stack_counters {
     uint64_t packets_in, packets_out, bytes_in, bytes_out;
     uint64_t drops[PACKET_DROP_COUNT];
-    uint64_t conns; /* gauge: conns that exist */
+    uint64_t conns_opened; /* SYNs that became a conn */
+    uint64_t conns;        /* gauge: conns that exist */
 };
 
 /* The device stays the caller's. One stack a process. NULL when out of memory. */

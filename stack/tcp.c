@@ -279,7 +279,8 @@ static void open_conn(struct stack *s, const uint8_t *ip, const struct packet_in
     list_init(&c->ready);
     list_init(&c->busy);
     map_insert(&s->conns, &c->by_tuple, hash_bytes(conn_key(c), sizeof(struct tuple)));
-    s->counters.conns++;
+    s->counters->conns++;
+    s->counters->conns_opened++;
     if (!hold_syn(c, ip, info))
         conn_end(s, c, CONN_RESET);
 }
@@ -378,7 +379,7 @@ static void conn_forget(struct stack *s, struct conn *c)
     if (c->rx)
         pbuf_free(c->rx);
     c->held_syn = c->rx = c->rx_last = NULL;
-    s->counters.conns--;
+    s->counters->conns--;
 }
 
 void conn_accept(struct stack *s, struct conn *c)
@@ -634,7 +635,7 @@ int conn_table_init(struct stack *s)
 
 void conn_table_free(struct stack *s)
 {
-    assert(s->counters.conns == 0);
+    assert(s->counters->conns == 0);
     if (s->listener)
         tcp_close((struct tcp_pcb *)(void *)s->listener);
     map_free(&s->conns);

@@ -57,7 +57,9 @@ static void print_program(void)
          "    culvert --version\n\n"
          "See culvert COMMAND --help for a command's options.\n\n"
          "Exit status: 0 stopped on request; 1 the environment refused; 2 the command line is\n"
-         "wrong. SIGTERM and SIGINT stop culvert and undo what it changed.");
+         "wrong. SIGTERM and SIGINT stop culvert and undo what it changed. SIGUSR1 makes tun and "
+         "up\n"
+         "log what they have relayed, all workers together.");
 }
 
 static void print_command(const struct command_spec *c)

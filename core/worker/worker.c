@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "core/base/log.h"
 #include "core/dns/fakedns.h"
@@ -235,7 +236,13 @@ static void fill_own_addresses(struct addr own[OWN_ADDRESSES_MAX], const struct 
 int worker_shared_init(struct worker_shared *s, const struct options *o, unsigned count)
 {
     struct addr own[OWN_ADDRESSES_MAX];
-    s->fake = NULL;
+    *s = (struct worker_shared){.count = count};
+    s->counters = mmap(NULL, count * sizeof(*s->counters), PROT_READ | PROT_WRITE,
+                       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (s->counters == MAP_FAILED) {
+        s->counters = NULL;
+        return -ENOMEM;
+    }
     if (o->dns != DNS_FAKE)
         return 0;
     fill_own_addresses(own, o);
@@ -247,7 +254,28 @@ int worker_shared_init(struct worker_shared *s, const struct options *o, unsigne
 void worker_shared_free(struct worker_shared *s)
 {
     fakedns_free(s->fake);
-    s->fake = NULL;
+    if (s->counters)
+        munmap(s->counters, s->count * sizeof(*s->counters));
+    *s = (struct worker_shared){0};
+}
+
+void worker_shared_log_counters(const struct worker_shared *s)
+{
+    struct stack_counters sum = {0};
+    for (unsigned i = 0; i < s->count; i++) {
+        const struct stack_counters *c = &s->counters[i].stack;
+        sum.conns += c->conns;
+        sum.conns_opened += c->conns_opened;
+        sum.packets_in += c->packets_in;
+        sum.packets_out += c->packets_out;
+        sum.bytes_in += c->bytes_in;
+        sum.bytes_out += c->bytes_out;
+    }
+    log_info("%llu connections open, %llu so far; from applications %llu packets, %llu bytes; to "
+             "applications %llu packets, %llu bytes",
+             (unsigned long long)sum.conns, (unsigned long long)sum.conns_opened,
+             (unsigned long long)sum.packets_in, (unsigned long long)sum.bytes_in,
+             (unsigned long long)sum.packets_out, (unsigned long long)sum.bytes_out);
 }
 
 static int start_dns(struct worker *w, const struct options *o, struct fakedns *shared)
@@ -267,11 +295,12 @@ static int start_dns(struct worker *w, const struct options *o, struct fakedns *
     return w->dns ? 0 : -ENOMEM;
 }
 
-static int start_flows(struct worker *w, const struct options *o)
+static int start_flows(struct worker *w, const struct options *o, struct stack_counters *counters)
 {
     const struct stack_config config = {
         .icmp_reply = o->icmp == ICMP_REPLY,
         .now_ms = loop_now(w->loop),
+        .counters = counters,
     };
     w->stack = stack_new(w->device, &config, &stack_ops, w); /* first: the others keep it */
     w->tcp = tcp_flows_new(w);
@@ -294,7 +323,8 @@ static int watch_signals(struct run *r)
     return error;
 }
 
-static int start(struct run *r, const struct options *o, struct fakedns *shared)
+static int start(struct run *r, const struct options *o, const struct worker_shared *shared,
+                 unsigned index)
 {
     struct worker *w = &r->worker;
     w->loop = loop_new();
@@ -307,9 +337,9 @@ static int start(struct run *r, const struct options *o, struct fakedns *shared)
         w->proxy = proxy_new(w->loop, w->resolver, &o->proxy, &o->outbound, o->pipeline);
     if (w->proxy == NULL)
         return -ENOMEM;
-    int error = start_dns(w, o, shared);
+    int error = start_dns(w, o, shared->fake);
     if (error == 0)
-        error = start_flows(w, o);
+        error = start_flows(w, o, shared->counters ? &shared->counters[index].stack : NULL);
     if (error == 0)
         error = watch_signals(r);
     if (error == 0)
@@ -352,7 +382,7 @@ int worker_run_sharing(struct worker_shared *s, unsigned index, struct device *d
     };
     if (s->fake)
         fakedns_join(s->fake, index);
-    int error = start(&r, options, s->fake);
+    int error = start(&r, options, s, index);
     if (error != 0)
         log_error("cannot start relaying: %s", strerror(-error));
     if (error == 0 && on_ready)

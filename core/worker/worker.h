@@ -7,6 +7,7 @@
 
 #include "core/command/options.h"
 #include "stack/device.h"
+#include "stack/stack.h"
 
 /* Called once, when packets are being relayed. Not 0 (a -errno): the worker gives up with it. */
 typedef int worker_ready_fn(void *arg);
@@ -20,14 +21,23 @@ typedef int worker_ready_fn(void *arg);
 int worker_run(struct device *device, const struct options *options, worker_ready_fn *on_ready,
                void *arg);
 
+/* A worker's counters, in cache lines of their own: it writes them for each packet. */
+struct worker_counters {
+    _Alignas(64) struct stack_counters stack;
+};
+
 /* What workers have in common, made before they are forked. */
 struct worker_shared {
-    struct fakedns *fake; /* NULL: no fake addresses */
+    struct fakedns *fake;             /* NULL: no fake addresses */
+    struct worker_counters *counters; /* one for each worker, which writes it; others only read */
+    unsigned count;
 };
 
 /* Make it for `count` workers. 0 or -ENOMEM; worker_shared_free() in any case. */
 int worker_shared_init(struct worker_shared *s, const struct options *options, unsigned count);
 void worker_shared_free(struct worker_shared *s);
+/* What all workers have counted, dead ones included, goes to the log. */
+void worker_shared_log_counters(const struct worker_shared *s);
 /* worker_run() as number `index` of those that share `s`. The first of them looks at the proxy. */
 int worker_run_sharing(struct worker_shared *s, unsigned index, struct device *device,
                        const struct options *options, worker_ready_fn *on_ready, void *arg);

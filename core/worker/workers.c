@@ -67,14 +67,15 @@ struct workers {
     struct confine_user user;
     bool with_broker;
     struct worker_shared shared;
-    int epoll_fd, timer_fd;
+    int epoll_fd, timer_fd, signal_fd;
     size_t count;
     struct slot slots[WORKERS_MAX];
     struct device *queues[WORKERS_MAX];
 };
 
-/* What epoll says: the index of a slot, for its worker; plus TAG_BROKER; or the timer. */
-enum { TAG_BROKER = 1 << 16, TAG_TIMER = 1 << 17 };
+/* What epoll says: the index of a slot, for its worker; plus TAG_BROKER; or the timer, or SIGUSR1.
+ */
+enum { TAG_BROKER = 1 << 16, TAG_TIMER = 1 << 17, TAG_SIGNAL = 1 << 18 };
 static_assert((int)WORKERS_MAX <= (int)TAG_BROKER, "an index is no tag");
 static_assert((int)WORKERS_MAX <= (int)FAKEDNS_USERS_MAX, "each may hold fake addresses");
 
@@ -237,6 +238,16 @@ static int start_worker(struct workers *w, size_t index)
     return error;
 }
 
+/* SIGUSR1 asks for the counters, and would else end the process. A descriptor, or -1. */
+static int open_usr1(void)
+{
+    sigset_t usr1;
+    sigemptyset(&usr1);
+    sigaddset(&usr1, SIGUSR1);
+    (void)sigprocmask(SIG_BLOCK, &usr1, NULL);
+    return signalfd(-1, &usr1, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
 struct workers *workers_new(struct device *const *queues, size_t count,
                             const struct options *options)
 {
@@ -252,7 +263,9 @@ struct workers *workers_new(struct device *const *queues, size_t count,
     }
     w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     w->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-    if (w->epoll_fd >= 0 && w->timer_fd >= 0 && watch(w, w->timer_fd, TAG_TIMER) == 0 &&
+    w->signal_fd = open_usr1();
+    if (w->epoll_fd >= 0 && w->timer_fd >= 0 && w->signal_fd >= 0 &&
+        watch(w, w->timer_fd, TAG_TIMER) == 0 && watch(w, w->signal_fd, TAG_SIGNAL) == 0 &&
         !confine_find_user(options->user, &w->user) &&
         worker_shared_init(&w->shared, options, (unsigned)count) == 0)
         return w;
@@ -349,8 +362,13 @@ static int on_report(struct workers *w, size_t index)
 static int on_event(struct workers *w, uint32_t tag)
 {
     uint64_t expiries;
+    struct signalfd_siginfo signal;
     if (tag == TAG_TIMER)
         (void)!read(w->timer_fd, &expiries, sizeof(expiries));
+    else if (tag == TAG_SIGNAL && read(w->signal_fd, &signal, sizeof(signal)) > 0)
+        worker_shared_log_counters(&w->shared);
+    else if (tag == TAG_SIGNAL)
+        return 0;
     else if (tag & TAG_BROKER)
         on_broker_end(w, tag - TAG_BROKER);
     else
@@ -456,6 +474,8 @@ void workers_free(struct workers *w)
         close(w->epoll_fd);
     if (w->timer_fd >= 0)
         close(w->timer_fd);
+    if (w->signal_fd >= 0)
+        close(w->signal_fd);
     worker_shared_free(&w->shared);
     free(w);
 }

@@ -1,8 +1,13 @@
 """The processes that relay: what dies with one of them, how it is replaced, when that ends."""
 
+import ctypes
+import errno
 import os
+import platform
+import re
 import signal
 import socket
+import struct
 import threading
 import time
 
@@ -83,8 +88,18 @@ def sockets_of(pid):
                for fd in os.listdir(f"/proc/{pid}/fd"))
 
 
+IDLE_SOCKETS = 1  # of a worker: towards its broker
+
+
+def idle_sockets(tunnel):
+    """{pid: sockets} of its workers, once the look at the proxy that the start takes is over."""
+    wait_for(lambda: all(sockets_of(pid) == IDLE_SOCKETS for pid in tunnel.workers()),
+             "workers hold no connection")
+    return {pid: sockets_of(pid) for pid in tunnel.workers()}
+
+
 def test_connections_spread_and_stay(lab, two):
-    idle = {pid: sockets_of(pid) for pid in two.workers()}
+    idle = idle_sockets(two)
     assert len(idle) == 2
     socks = connect_many(two, lab, 64)
     served = {pid: sockets_of(pid) - idle[pid] for pid in idle}
@@ -156,7 +171,7 @@ def test_only_the_killed_workers_flows_die(lab, serve):
     with lab.tunnel(serve.url, "--workers", "2") as tunnel:
         socks = connect_many(tunnel, lab, 40)
         victim, other = tunnel.workers()
-        survivors = sockets_of(other) - 3  # the event loop's, the broker's
+        survivors = sockets_of(other) - IDLE_SOCKETS
         os.kill(victim, signal.SIGKILL)
         started = time.monotonic()
         wait_for(lambda: len(tunnel.workers()) == 2 and victim not in tunnel.workers(),
@@ -194,6 +209,69 @@ def test_more_workers_than_a_persistent_device_has_queues(lab, serve):
             assert len(tunnel.workers()) == int(count)
             tunnel.device = "none"
     app.close()
+
+
+BPF = {"x86_64": 321, "aarch64": 280}  # the system call's number
+
+
+def refuse_bpf():
+    """For a child, before its exec: bpf() fails with EPERM, as in many a container."""
+    program = b"".join(struct.pack("=HBBI", *op) for op in (
+        (0x20, 0, 0, 0),                                  # load the system call's number
+        (0x15, 0, 1, BPF[platform.machine()]),            # unless it is bpf(), skip one
+        (0x06, 0, 0, 0x00050000 | errno.EPERM),           # SECCOMP_RET_ERRNO
+        (0x06, 0, 0, 0x7fff0000)))                        # SECCOMP_RET_ALLOW
+    at = ctypes.create_string_buffer(program, len(program))
+    filters = struct.pack("@HP", len(program) // 8, ctypes.addressof(at))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(22, 2, ctypes.c_char_p(filters), 0, 0) != 0:  # PR_SET_SECCOMP, MODE_FILTER
+        raise OSError(ctypes.get_errno(), "seccomp")
+
+
+def test_one_worker_where_ebpf_is_refused(lab, serve):
+    """What belongs together could not be kept together: one worker serves all, and says so."""
+    with lab.tunnel(serve.url, "--workers", "2", preexec_fn=refuse_bpf) as tunnel:
+        assert tunnel.count("one worker instead of 2: no eBPF") == 1, tunnel.log
+        assert len(tunnel.workers()) == 1
+        for sock in connect_many(tunnel, lab, 10):
+            sock.close()
+
+
+COUNTERS = re.compile(r"(\d+) connections open, (\d+) so far; from applications (\d+) packets, "
+                      r"(\d+) bytes; to applications (\d+) packets, (\d+) bytes")
+
+
+def counters(tunnel):
+    """What it says when asked: connections open and so far, packets and bytes in, and out."""
+    before = len(COUNTERS.findall(tunnel.log))
+    os.kill(tunnel.pid, signal.SIGUSR1)
+    wait_for(lambda: len(COUNTERS.findall(tunnel.log)) > before, "the counters are in the log")
+    return [int(n) for n in COUNTERS.findall(tunnel.log)[-1]]
+
+
+def test_counters_are_summed(lab, serve):
+    """Over the workers, those that died included; what died with one is not open any more."""
+    with lab.tunnel(serve.url, "--workers", "2") as tunnel:
+        socks = connect_many(tunnel, lab, 30)
+        for sock in socks:
+            sock.sendall(bytes(1000))
+            left = 1000
+            while left:
+                left -= len(sock.recv(left))
+        now, so_far, packets_in, bytes_in, packets_out, bytes_out = counters(tunnel)
+        assert now == so_far == 30
+        assert packets_in >= 90 and packets_out >= 90
+        assert bytes_in >= 30000 and bytes_out >= 30000
+        victim = tunnel.workers()[0]
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda: len(tunnel.workers()) == 2 and victim not in tunnel.workers(),
+                 "it is replaced", 3)
+        wait_for(lambda: counters(tunnel)[0] < 30, "its connections are not counted as open", 3)
+        after = counters(tunnel)
+        assert after[1] >= 30 and after[3] >= bytes_in and after[5] >= bytes_out, after
+        for sock in socks:
+            sock.close()
+        wait_for(lambda: counters(tunnel)[0] == 0, "no connection is open")
 
 
 # --- the end -------------------------------------------------------------------------------------
