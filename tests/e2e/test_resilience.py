@@ -11,7 +11,7 @@ import pytest
 import lab as laboratory
 import streams
 from lab import wait_for
-from netns import veth
+from netns import reset, veth
 from rude import Rude
 from servers import TcpServer
 from streams import MIB
@@ -219,6 +219,39 @@ def test_resolver_that_is_down_for_a_while(lab, rude):
     lab.mid_dns.ttl = 60
 
 
+def switches(tunnel):
+    """How often something woke its processes."""
+    total = 0
+    for pid in tunnel.tree():
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        total += int(fields["voluntary_ctxt_switches"])
+    return total
+
+
+def open_and_end_flows(tunnel, lab):
+    with tunnel.app.connect(lab.world4, 7) as sock:
+        sock.sendall(b"hello")
+        assert sock.recv(10) == b"hello"
+        reset(sock)  # TIME_WAIT would be a flow that ends after a minute
+    with pytest.raises(ConnectionRefusedError):
+        tunnel.app.connect(lab.world4, 9)
+    with tunnel.app.udp() as sock:
+        sock.sendto(b"hello", (lab.world4, 7))
+        assert sock.recv(10) == b"hello"
+    tunnel.settle()
+
+
+def test_nothing_wakes_it_when_there_are_no_flows(lab, serve):
+    """For longer than any timer that dials and flows may have left behind; at the start too."""
+    with lab.tunnel(serve.url, "--udp-idle-timeout", "1") as used, lab.tunnel(serve.url) as fresh:
+        open_and_end_flows(used, lab)
+        time.sleep(2.5)  # what the flows needed is given back
+        before = switches(used), switches(fresh)
+        time.sleep(12)
+        assert (switches(used), switches(fresh)) == before
+
+
 # --- culvert's own surroundings ------------------------------------------------------------------
 
 def test_device_deleted_under_it(lab, serve):
@@ -245,6 +278,43 @@ def test_suspended_and_resumed(lab, rude, rude_tunnel):
         assert sock.recv(20) == b"meanwhile"
         sock.shutdown(socket.SHUT_WR)
         assert sock.recv(1) == b""
+
+
+def test_ports_run_out(lab, serve):
+    """More flows than local ports towards the proxy: the oldest give way at once, and a line."""
+    app = lab.client()
+    app.sysctl("net.ipv4.ip_local_port_range=20000 20049")
+    with lab.tunnel(serve.url, app=app) as tunnel:
+        socks = []
+        started = time.monotonic()
+        for _ in range(80):
+            sock = app.connect(lab.world4, 7, timeout=5)
+            sock.sendall(b"1")
+            assert sock.recv(1) == b"1"
+            socks.append(sock)
+        assert time.monotonic() - started < 10
+        assert tunnel.count("every local port towards") >= 1, tunnel.log
+        assert len(tunnel.lines) < 20, "a log line for each"
+        alive = 0
+        for sock in socks:
+            try:
+                sock.sendall(b"2")
+                alive += sock.recv(1) == b"2"
+            except OSError:
+                pass
+        assert 40 <= alive <= 50, alive
+        spent = tunnel.cpu_seconds()
+        time.sleep(1)
+        assert tunnel.cpu_seconds() - spent < 0.2, "it spins without ports"
+        for sock in socks:
+            reset(sock)
+        tunnel.settle()
+        for _ in range(60):
+            with app.connect(lab.world4, 7, timeout=5) as sock:
+                sock.sendall(b"3")
+                assert sock.recv(1) == b"3"
+                reset(sock)
+    app.close()
 
 
 def test_descriptors_run_out(lab, serve):
