@@ -6,6 +6,7 @@
  *
  * In the end the loop must have nothing left to do, and no descriptor may be open.
  */
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -139,6 +140,7 @@ static void start(const struct serve_options *options)
     server.loop = loop_new();
     server.proxy = proxy_new(server.loop, NULL, &server.direct, &options->outbound, false);
     server.pool = relay_pool_new(server.loop);
+    (void)signal(SIGPIPE, SIG_IGN); /* as serve_run() has it, for splice(2) */
     FUZZ_CHECK(batch && server.loop && server.proxy && server.pool);
 }
 
