@@ -97,14 +97,22 @@ static void adapt(struct chunk_user *user, size_t n, size_t wanted)
         user->doublings--;
 }
 
+/* recvmsg() costs small exchanges a little that they can be spared. */
+static ssize_t receive(int fd, const struct down_read *r)
+{
+    if (r->count == 1)
+        return recv(fd, r->iov[0].iov_base, r->iov[0].iov_len, 0);
+    struct msghdr m = {.msg_iov = (struct iovec *)r->iov, .msg_iovlen = (size_t)r->count};
+    return recvmsg(fd, &m, 0);
+}
+
 ssize_t chunk_pool_read(struct chunk_pool *pool, struct chunk_user *user, int fd, size_t room,
                         size_t segment, struct down_read *r)
 {
     gather(pool, user, room, segment, r);
     if (r->count == 0)
         return -ENOMEM;
-    struct msghdr m = {.msg_iov = r->iov, .msg_iovlen = (size_t)r->count};
-    ssize_t n = recvmsg(fd, &m, 0);
+    ssize_t n = receive(fd, r);
     int error = n < 0 ? errno : 0;
     settle(user, r, n > 0 ? (size_t)n : 0);
     if (error != 0)
