@@ -36,6 +36,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define STALLED_NS 10000000000u /* without a new connection: there will be no more */
+
 enum { EVENTS = 256, BUFFER = 65536, SAMPLES_MAX = 1 << 22, CRR_BYTES = 100, UDP_BATCH = 64 };
 
 struct client {
@@ -283,7 +285,7 @@ static void hold(size_t conns)
     struct client *clients = calloc(conns, sizeof *clients);
     struct epoll_event ready[EVENTS];
     size_t started = 0, connected = 0;
-    uint64_t end = now_ns() + 120 * 1000000000ull;
+    uint64_t end = now_ns() + STALLED_NS;
     while (connected + errors < conns && now_ns() < end) {
         while (started < conns && started < connected + errors + 200)
             start_connect(epoll, &clients[started++]);
@@ -293,6 +295,7 @@ static void hold(size_t conns)
             if (c->connected)
                 continue;
             c->connected = true;
+            end = now_ns() + STALLED_NS;
             if (ready[i].events & (EPOLLERR | EPOLLHUP))
                 errors++;
             else
