@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <sys/socket.h>
 
+#include "core/base/memory.h"
+
 enum {
     CHUNK_TAIL_MIN = 2048, /* bytes; a chunk with less room left is not added to */
     CHUNKS_POOLED_MAX = 64,
@@ -37,7 +39,7 @@ static struct down_chunk *take(struct chunk_pool *pool, struct chunk_user *user)
         pool->free = c->next_free;
         pool->free_count--;
     } else {
-        c = aligned_alloc(64, sizeof(*c));
+        c = memory_aligned(64, sizeof(*c));
         if (!c)
             return NULL;
     }

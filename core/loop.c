@@ -1,8 +1,12 @@
 /*
- * Theory: libevent watches descriptors and signals, one event a descriptor; all timers of the
- * process hang in one pairing heap (Fredman and others, 1986) whose earliest entry arms a single
- * timerfd. So a flow's timer costs no allocation, cannot fail, and restarting it costs a few
+ * Theory: libevent watches descriptors, one event each, signals being descriptors too; all timers
+ * of the process hang in one pairing heap (Fredman and others, 1986) whose earliest entry arms a
+ * single timerfd. So a flow's timer costs no allocation, cannot fail, and restarting it costs a few
  * pointer writes.
+ *
+ * In a turn descriptors come first, then timers: after a time without us (a process that was
+ * stopped, a machine that slept or was overloaded) an answer that has come meanwhile wins over its
+ * time-out.
  *
  * The timerfd is set anew only when a timer is due earlier than it is armed for; one that was
  * stopped lets it fire in vain, once, unless it was the last: with no timer left, nothing wakes
@@ -17,13 +21,16 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/signalfd.h>
 #include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "core/base/log.h"
+#include "core/base/memory.h"
 
 /*
  * Deferred calls may defer further ones: so many rounds of them belong to one turn, what is left
@@ -41,6 +48,7 @@ struct loop {
     struct link deferred;
     uint64_t now; /* ms */
     bool now_is_old;
+    bool woken; /* in this turn, by the timerfd */
     bool in_turn;
     bool stopped;
 };
@@ -155,6 +163,14 @@ static void on_wake(evutil_socket_t fd, short what, void *arg)
     (void)what;
     struct loop *loop = arg;
     loop->wake_at = 0;
+    loop->woken = true;
+}
+
+static void run_due_timers(struct loop *loop)
+{
+    if (!loop->woken)
+        return;
+    loop->woken = false;
     if (loop->now_is_old)
         refresh_now(loop);
     while (loop->root && loop->root->due <= loop->now) {
@@ -164,18 +180,24 @@ static void on_wake(evutil_socket_t fd, short what, void *arg)
     }
 }
 
-/* Let a wait end when the earliest timer is due, if it would not end before. */
-static void arm_wake(struct loop *loop)
+/*
+ * Let a wait end when the earliest timer is due, if it would not end before. False: that cannot be
+ * had, so nobody must wait; the next turn tries again.
+ */
+static bool arm_wake(struct loop *loop)
 {
     uint64_t due = loop->root ? loop->root->due : 0;
     if (due == loop->wake_at || (due != 0 && loop->wake_at != 0 && loop->wake_at < due))
-        return;
+        return true;
     loop->wake_at = due;
     const struct itimerspec at = {
         .it_value = {.tv_sec = (time_t)(loop->wake_at / 1000),
                      .tv_nsec = (long)(loop->wake_at % 1000 * 1000000)},
     };
-    timerfd_settime(loop->timer_fd, TFD_TIMER_ABSTIME, &at, NULL);
+    if (timerfd_settime(loop->timer_fd, TFD_TIMER_ABSTIME, &at, NULL) == 0)
+        return true;
+    loop->wake_at = 0;
+    return false;
 }
 
 /* --- descriptors ----------------------------------------------------------------------------- */
@@ -275,36 +297,56 @@ static void run_deferred_round(struct loop *loop)
 
 /* --- signals --------------------------------------------------------------------------------- */
 
-static void on_signal(evutil_socket_t signo, short what, void *arg)
+/* libevent's own way, a handler that writes into a pipe, ends the process where a read fails. */
+static void on_signal(void *arg, unsigned ready)
 {
-    (void)what;
+    (void)ready;
     struct loop_signal *s = arg;
-    if (s->loop->now_is_old)
-        refresh_now(s->loop);
-    s->fn(s->arg, (int)signo);
+    struct signalfd_siginfo info;
+    if (read(s->fd, &info, sizeof(info)) == (ssize_t)sizeof(info))
+        s->fn(s->arg, s->signo);
+    else if (errno != EAGAIN && errno != EINTR)
+        log_warn("signal %d cannot be read, trying again: %s", s->signo, strerror(errno));
+}
+
+/* Block the signal, or give it back; whether it was blocked before. */
+static bool mask_signal(int signo, bool block)
+{
+    sigset_t set, before;
+    sigemptyset(&set);
+    sigaddset(&set, signo);
+    (void)sigprocmask(block ? SIG_BLOCK : SIG_UNBLOCK, &set, &before);
+    return sigismember(&before, signo) == 1;
 }
 
 int loop_signal_watch(struct loop *loop, struct loop_signal *s, int signo,
                       void (*fn)(void *arg, int signo), void *arg)
 {
     loop_signal_ignore(s);
-    s->loop = loop;
+    s->was_blocked = mask_signal(signo, true);
+    s->signo = signo;
     s->fn = fn;
     s->arg = arg;
-    errno = 0;
-    if (event_assign(&s->event, loop->base, signo, EV_SIGNAL | EV_PERSIST, on_signal, s) < 0)
-        return -EINVAL;
-    if (event_add(&s->event, NULL) < 0)
-        return errno != 0 ? -errno : -ENOMEM;
     s->watching = true;
-    return 0;
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, signo);
+    s->fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    int error = s->fd < 0 ? -errno : loop_watch(loop, &s->io, s->fd, LOOP_READ, on_signal, s);
+    if (error < 0)
+        loop_signal_ignore(s);
+    return error;
 }
 
 void loop_signal_ignore(struct loop_signal *s)
 {
     if (!s->watching)
         return;
-    event_del(&s->event);
+    loop_ignore(&s->io);
+    if (s->fd >= 0)
+        close(s->fd);
+    if (!s->was_blocked)
+        mask_signal(s->signo, false);
     s->watching = false;
 }
 
@@ -332,31 +374,35 @@ static struct event_base *new_base(void)
     return base;
 }
 
-/* Edge-triggered, the timerfd need not be read: it tells each expiry once. */
+/* Edge-triggered, the timerfd need not be read: it tells each expiry once. 0, or -1 with errno. */
 static int watch_timer(struct loop *loop)
 {
     loop->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     if (loop->timer_fd < 0)
-        return -errno;
+        return -1;
     if (event_assign(&loop->wake, loop->base, loop->timer_fd, EV_READ | EV_PERSIST | EV_ET, on_wake,
                      loop) < 0 ||
         event_add(&loop->wake, NULL) < 0)
-        return -ENOMEM;
+        return -1;
     return 0;
 }
 
 struct loop *loop_new(void)
 {
     event_set_log_callback(on_libevent_message);
-    struct loop *loop = calloc(1, sizeof(*loop));
+    event_set_mem_functions(memory_get, memory_resized, free);
+    struct loop *loop = memory_zeroed(sizeof(*loop));
     if (!loop)
         return NULL;
     loop->timer_fd = -1;
     list_init(&loop->deferred);
     refresh_now(loop);
+    errno = 0;
     loop->base = new_base();
     if (!loop->base || watch_timer(loop) < 0) {
+        int error = errno != 0 ? errno : ENOMEM;
         loop_free(loop);
+        errno = error;
         return NULL;
     }
     return loop;
@@ -375,8 +421,7 @@ void loop_free(struct loop *loop)
 
 void loop_turn(struct loop *loop, bool wait)
 {
-    bool block = wait && list_empty(&loop->deferred);
-    arm_wake(loop);
+    bool block = arm_wake(loop) && wait && list_empty(&loop->deferred);
     loop->in_turn = true;
     loop->now_is_old = true;
     int flags = EVLOOP_ONCE | EVLOOP_NO_EXIT_ON_EMPTY | (block ? 0 : EVLOOP_NONBLOCK);
@@ -384,6 +429,7 @@ void loop_turn(struct loop *loop, bool wait)
         log_error("event loop: cannot wait for events: %s", strerror(errno));
         loop->stopped = true; /* it would fail again at once, for ever */
     }
+    run_due_timers(loop);
     if (loop->now_is_old)
         refresh_now(loop);
     for (int i = 0; i < DEFERRED_ROUNDS_MAX && !list_empty(&loop->deferred); i++)

@@ -1,9 +1,10 @@
 /*
  * The event loop: libevent's only home (loop.c).
  *
- * A turn waits, runs what is ready, then the deferred calls in the order in which they were
- * asked for, and starts anew. Objects that callbacks close are unhooked at once and freed in a
- * deferred call, so that no callback frees its caller. The clock is read once a turn.
+ * A turn waits, runs what is ready, then the timers that are due, then the deferred calls in the
+ * order in which they were asked for, and starts anew. Objects that callbacks close are unhooked at
+ * once and freed in a deferred call, so that no callback frees its caller. The clock is read once a
+ * turn.
  */
 #ifndef CULVERT_LOOP_H
 #define CULVERT_LOOP_H
@@ -23,7 +24,7 @@ enum {
     LOOP_EDGE = 8,   /* only when watching: edge-triggered, READ and WRITE told once a change */
 };
 
-struct loop *loop_new(void); /* NULL when out of memory */
+struct loop *loop_new(void); /* NULL with errno: out of memory or of descriptors */
 void loop_free(struct loop *loop);
 /* Run until loop_stop(). */
 void loop_run(struct loop *loop);
@@ -88,14 +89,20 @@ struct loop_deferred {
 void loop_defer(struct loop *loop, struct loop_deferred *d, loop_deferred_fn *fn, void *arg);
 void loop_undefer(struct loop_deferred *d);
 
-/* Call `fn` when signal `signo` arrives; zero-initialised and embedded like the others. */
+/*
+ * Call `fn` when signal `signo` arrives, which is blocked from then on and read from a descriptor;
+ * zero-initialised and embedded like the others.
+ */
 struct loop_signal {
-    struct event event;
-    struct loop *loop;
+    struct loop_io io;
+    int fd;
+    int signo;
+    bool was_blocked;
     void (*fn)(void *arg, int signo);
     void *arg;
     bool watching;
 };
+/* 0 or -errno. */
 int loop_signal_watch(struct loop *loop, struct loop_signal *s, int signo,
                       void (*fn)(void *arg, int signo), void *arg);
 void loop_signal_ignore(struct loop_signal *s);

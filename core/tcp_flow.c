@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #include "core/base/log.h"
+#include "core/base/memory.h"
 #include "core/chunk_pool.h"
 #include "core/flows.h"
 
@@ -95,11 +96,12 @@ static struct tcp_flow *flow_of(struct conn *c)
 
 /* --- the log ---------------------------------------------------------------------------------- */
 
-static void log_flow(enum log_level level, const struct tcp_flow *f, const char *what)
+static void log_flow(enum log_level level, const struct tcp_flow *f, const char *what, int error)
 {
     char src[ENDPOINT_TEXT_MAX], dst[ENDPOINT_TEXT_MAX];
-    log_at(level, "tcp %llu %s -> %s: %s", (unsigned long long)f->id,
-           endpoint_format(&f->conn.src, src), endpoint_format(&f->conn.dst, dst), what);
+    log_at(level, "tcp %llu %s -> %s: %s%s%s", (unsigned long long)f->id,
+           endpoint_format(&f->conn.src, src), endpoint_format(&f->conn.dst, dst), what,
+           error ? ": " : "", error ? strerror(error) : ""); /* 0: there is no errno to tell */
 }
 
 /* --- states ----------------------------------------------------------------------------------- */
@@ -126,7 +128,7 @@ static void set_state(struct tcp_flow *f, enum tcp_flow_state state)
 {
     struct tcp_flows *t = f->owner;
     if (log_threshold >= LOG_LEVEL_TRACE)
-        log_flow(LOG_LEVEL_TRACE, f, state_names[state]);
+        log_flow(LOG_LEVEL_TRACE, f, state_names[state], 0);
     f->state = (uint8_t)state;
     switch (state) {
     case TCP_FLOW_DIALING:
@@ -197,7 +199,7 @@ static void flow_end(struct tcp_flow *f)
         char text[80];
         snprintf(text, sizeof text, "closed after %llu bytes up, %llu down",
                  (unsigned long long)f->bytes_up, (unsigned long long)f->bytes_down);
-        log_flow(LOG_LEVEL_DEBUG, f, text);
+        log_flow(LOG_LEVEL_DEBUG, f, text, 0);
     }
     w->flow_count--;
     set_state(f, TCP_FLOW_CLOSED);
@@ -210,6 +212,17 @@ static void flow_reset(struct tcp_flow *f)
     close_socket(f, true);
     conn_abort(f->owner->worker->stack, &f->conn);
     flow_end(f);
+}
+
+/* It cannot go on: false. What has run out concerns the user, what the network did who debugs. */
+static bool flow_fail(struct tcp_flow *f, const char *what, int error)
+{
+    static struct log_limit limit = LOG_LIMIT(3);
+    bool ours = error == ENOMEM || error == ENOBUFS || error == ENOSPC;
+    if (!ours || log_allowed(&limit))
+        log_flow(ours ? LOG_LEVEL_WARN : LOG_LEVEL_DEBUG, f, what, error);
+    flow_reset(f);
+    return false;
 }
 
 /* --- relaying --------------------------------------------------------------------------------- */
@@ -237,9 +250,10 @@ static void await_writable(struct tcp_flow *f)
     if (f->watches_write)
         return;
     f->watches_write = true;
-    if (loop_watch(f->owner->worker->loop, &f->io, f->fd, LOOP_READ | LOOP_WRITE | LOOP_EDGE,
-                   on_socket, f) != 0)
-        flow_reset(f);
+    int error = loop_watch(f->owner->worker->loop, &f->io, f->fd,
+                           LOOP_READ | LOOP_WRITE | LOOP_EDGE, on_socket, f);
+    if (error != 0)
+        flow_fail(f, "cannot be watched", -error);
 }
 
 /* One gathered send. Returns false when the flow has ended, or the socket takes no more. */
@@ -253,10 +267,8 @@ static bool send_up(struct tcp_flow *f, struct iovec *iov, int count)
         await_writable(f);
         return false;
     }
-    if (sent < 0) {
-        flow_reset(f);
-        return false;
-    }
+    if (sent < 0)
+        return flow_fail(f, "sending to the proxy", errno);
     f->bytes_up += (uint64_t)sent;
     conn_consume(f->owner->worker->stack, &f->conn, (size_t)sent);
     return true;
@@ -275,10 +287,8 @@ static bool relay_up(struct tcp_flow *f)
     }
     if (count > 0 || !f->app_done || !f->writable)
         return true;
-    if (shutdown(f->fd, SHUT_WR) != 0) {
-        flow_reset(f);
-        return false;
-    }
+    if (shutdown(f->fd, SHUT_WR) != 0)
+        return flow_fail(f, "ending towards the proxy", errno);
     f->up_done = true;
     finish_if_done(f);
     return f->state == TCP_FLOW_RELAYING;
@@ -338,11 +348,11 @@ static bool pass_down(struct tcp_flow *f, const struct down_read *r)
     struct stack *stack = f->owner->worker->stack;
     for (int i = 0; i < r->count; i++) {
         f->bytes_down += r->iov[i].iov_len;
-        if (conn_send(stack, &f->conn, &r->chunks[i]->chunk, r->iov[i].iov_base,
-                      r->iov[i].iov_len) != 0) {
+        int error =
+            conn_send(stack, &f->conn, &r->chunks[i]->chunk, r->iov[i].iov_base, r->iov[i].iov_len);
+        if (error != 0) {
             chunk_pool_drop(r, i + 1);
-            flow_reset(f);
-            return false;
+            return flow_fail(f, "passing on what was received", -error);
         }
     }
     conn_flush(stack, &f->conn);
@@ -373,7 +383,7 @@ static enum read_result read_down(struct tcp_flow *f, size_t room)
         return READ_EMPTY;
     }
     if (n < 0) {
-        flow_reset(f);
+        flow_fail(f, "receiving from the proxy", (int)-n);
         return READ_ENDED;
     }
     if (!pass_down(f, &r))
@@ -516,11 +526,9 @@ static void on_dialed(void *arg, const struct dial_result *r)
     }
     if (r->status == DIAL_NO_RESOURCES && dial_again(f))
         return;
-    if (log_threshold >= LOG_LEVEL_DEBUG) {
-        const char *why =
-            r->status == DIAL_REPLY ? socks5_reply_name(r->reply) : dial_status_name(r->status);
-        log_flow(LOG_LEVEL_DEBUG, f, why);
-    }
+    bool replied = r->status == DIAL_REPLY;
+    log_flow(LOG_LEVEL_DEBUG, f,
+             replied ? socks5_reply_name(r->reply) : dial_status_name(r->status), r->error);
     conn_refuse(stack, &f->conn, refusal_for(r));
     flow_end(f);
 }
@@ -578,7 +586,7 @@ struct conn *tcp_flows_open(struct tcp_flows *t, const struct endpoint *src,
     struct target target;
     if (!find_target(t, dst, &target, name))
         return NULL;
-    struct tcp_flow *f = calloc(1, sizeof *f);
+    struct tcp_flow *f = memory_zeroed(sizeof *f);
     if (f == NULL)
         return NULL;
     f->owner = t;
@@ -600,8 +608,7 @@ struct conn *tcp_flows_open(struct tcp_flows *t, const struct endpoint *src,
         dns_fake_hold(w->dns, &dst->addr);
     }
     w->flow_count++;
-    if (log_threshold >= LOG_LEVEL_DEBUG)
-        log_flow(LOG_LEVEL_DEBUG, f, target.name ? target.name : "opening");
+    log_flow(LOG_LEVEL_DEBUG, f, target.name ? target.name : "opening", 0);
     set_state(f, TCP_FLOW_DIALING);
     return &f->conn;
 }
@@ -637,7 +644,7 @@ static void on_idle(void *arg)
         }
         if (now - f->active_ms < timeout)
             break;
-        log_flow(LOG_LEVEL_DEBUG, f, "idle for too long");
+        log_flow(LOG_LEVEL_DEBUG, f, "idle for too long", 0);
         flow_reset(f);
     }
     arm_idle_timer(t);
@@ -665,7 +672,7 @@ bool tcp_flows_sending(const struct tcp_flows *t)
 
 struct tcp_flows *tcp_flows_new(struct worker *w)
 {
-    struct tcp_flows *t = calloc(1, sizeof *t);
+    struct tcp_flows *t = memory_zeroed(sizeof *t);
     if (t == NULL)
         return NULL;
     t->worker = w;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/base/cursor.h"
+#include "core/base/memory.h"
 #include "stack/internal.h"
 
 enum { TCP_FIN_BIT = 1, TCP_SYN_BIT = 2, TCP_RST_BIT = 4, TCP_ACK_BIT = 16 };
@@ -107,7 +108,7 @@ static struct lingering *add(struct stack *s, const struct tuple *t, bool refuse
         struct link *oldest = list_first(&l->time_wait);
         forget(l, from_age(oldest ? oldest : list_first(&l->refused)));
     }
-    struct lingering *e = calloc(1, sizeof *e);
+    struct lingering *e = memory_zeroed(sizeof *e);
     if (e == NULL)
         return NULL;
     e->tuple = *t;

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/memory.h"
 #include "lwip/tcp.h"
 #include "stack/internal.h"
 
@@ -34,7 +35,7 @@ struct rx_buffer *rx_buffer_get(struct stack *s)
         s->free_count--;
         return b;
     }
-    b = aligned_alloc(64, (sizeof *b + 63) / 64 * 64);
+    b = memory_aligned(64, (sizeof *b + 63) / 64 * 64);
     if (b)
         b->stack = s;
     return b;
@@ -90,7 +91,7 @@ static void keep_nothing(struct pbuf *p)
 static struct pbuf *copy_segment(struct stack *s, const uint8_t *tcp, u16_t len)
 {
     size_t size = sizeof(struct rx_copy) + len;
-    struct rx_copy *copy = malloc(size);
+    struct rx_copy *copy = memory_get(size);
     if (copy == NULL)
         return NULL;
     copy->pbuf.custom_free_function = free_copy;

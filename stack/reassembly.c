@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "core/base/cursor.h"
+#include "core/base/memory.h"
 #include "stack/internal.h"
 
 enum {
@@ -105,7 +106,7 @@ static struct datagram *begin(struct stack *s, const struct key *key)
 {
     if (s->datagram_count >= DATAGRAMS_MAX)
         forget(s, from_age(s->datagrams.next));
-    struct datagram *d = calloc(1, sizeof *d);
+    struct datagram *d = memory_zeroed(sizeof *d);
     struct rx_buffer *b = rx_buffer_get(s);
     if (d == NULL || b == NULL) {
         free(d);

@@ -101,8 +101,11 @@ static int command(struct route_session *s, struct nlmsghdr *request)
     return error->error;
 }
 
+/* In a buffer of REQUEST_SIZE bytes, zeroed: libmnl leaves the padding between attributes as it is.
+ */
 static struct nlmsghdr *begin(char *buffer, uint16_t type, uint16_t flags)
 {
+    memset(buffer, 0, REQUEST_SIZE);
     struct nlmsghdr *h = mnl_nlmsg_put_header(buffer);
     h->nlmsg_type = type;
     h->nlmsg_flags = flags;

@@ -11,7 +11,9 @@
 #include "core/base/cursor.h"
 #include "lwip/init.h"
 #include "lwip/sys.h"
+#include "lwip_port.h"
 #include "core/base/log.h"
+#include "core/base/memory.h"
 #include "stack/internal.h"
 
 static struct stack *the_stack;
@@ -139,7 +141,7 @@ struct stack *stack_new(struct device *device, const struct stack_config *config
                         const struct stack_ops *ops, void *ctx)
 {
     static bool lwip_is_initialised;
-    struct stack *s = calloc(1, sizeof *s);
+    struct stack *s = memory_zeroed(sizeof *s);
     if (s == NULL || the_stack != NULL) {
         free(s);
         return NULL;
@@ -155,6 +157,7 @@ struct stack *stack_new(struct device *device, const struct stack_config *config
     list_init(&s->ready);
     list_init(&s->busy);
     reassembly_init(s);
+    culvert_lwip_no_memory = memory_refused;
     if (!lwip_is_initialised)
         lwip_init();
     lwip_is_initialised = true;

@@ -16,6 +16,7 @@
 
 #include <stdlib.h>
 
+#include "core/base/memory.h"
 #include "core/dns/dns_cache.h"
 #include "core/dns/dns_forward.h"
 #include "core/dns/dns_message.h"
@@ -219,7 +220,7 @@ static struct dns_query *ask_server(struct dns *d, const struct dns_request *rq,
 {
     if (d->query_count >= DNS_PENDING_MAX)
         return NULL;
-    struct dns_query *q = calloc(1, sizeof(*q));
+    struct dns_query *q = memory_zeroed(sizeof(*q));
     if (!q)
         return NULL;
     q->dns = d;
@@ -239,7 +240,7 @@ static struct dns_query *ask_server(struct dns *d, const struct dns_request *rq,
 
 struct dns *dns_new(struct loop *loop, struct proxy *proxy, const struct dns_config *config)
 {
-    struct dns *d = calloc(1, sizeof(*d));
+    struct dns *d = memory_zeroed(sizeof(*d));
     if (!d)
         return NULL;
     d->loop = loop;

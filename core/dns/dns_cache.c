@@ -4,6 +4,7 @@
 
 #include "core/base/list.h"
 #include "core/base/map.h"
+#include "core/base/memory.h"
 
 struct entry {
     struct map_entry by_key;
@@ -28,7 +29,7 @@ static bool has_key(const struct map_entry *entry, const void *key)
 
 struct dns_cache *dns_cache_new(size_t max_answers, size_t max_bytes)
 {
-    struct dns_cache *c = calloc(1, sizeof(*c));
+    struct dns_cache *c = memory_zeroed(sizeof(*c));
     if (!c)
         return NULL;
     if (map_init(&c->by_key, 8, has_key) < 0) {
@@ -77,7 +78,7 @@ void dns_cache_put(struct dns_cache *c, const struct dns_key *key, const uint8_t
     while (c->by_key.size >= c->max_answers || c->bytes + cost > c->max_bytes)
         drop(c, CONTAINER_OF(list_first(&c->by_use), struct entry, by_use));
 
-    e = malloc(cost);
+    e = memory_get(cost);
     if (!e)
         return;
     e->key = *key;

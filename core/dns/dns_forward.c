@@ -26,6 +26,7 @@
 
 #include "core/base/log.h"
 #include "core/base/map.h"
+#include "core/base/memory.h"
 
 enum {
     UPSTREAMS = 2,
@@ -380,7 +381,7 @@ static bool take_answers(struct upstream *u)
 static void receive(struct upstream *u)
 {
     if (!u->in)
-        u->in = malloc(IN_SIZE);
+        u->in = memory_get(IN_SIZE);
     if (!u->in) {
         break_upstream(u, strerror(ENOMEM));
         return;
@@ -417,8 +418,12 @@ static void on_dialled(void *arg, const struct dial_result *result)
     struct upstream *u = arg;
     u->dial = NULL;
     if (result->status != DIAL_OK) {
-        break_upstream(u, result->status == DIAL_REPLY ? socks5_reply_name(result->reply)
-                                                       : dial_status_name(result->status));
+        const char *why = dial_status_name(result->status);
+        if (result->status == DIAL_REPLY)
+            why = socks5_reply_name(result->reply);
+        else if (result->error != 0)
+            why = strerror(result->error);
+        break_upstream(u, why);
         return;
     }
     u->fd = result->fd;
@@ -481,7 +486,7 @@ struct dns_forward *dns_forward_new(struct loop *loop, struct proxy *proxy,
                                     const struct endpoint *server, dns_answered_fn *answered,
                                     void *arg)
 {
-    struct dns_forward *f = calloc(1, sizeof(*f));
+    struct dns_forward *f = memory_zeroed(sizeof(*f));
     if (!f)
         return NULL;
     if (map_init(&f->by_key, 8, has_key) < 0 || map_init(&f->by_id, 8, has_id) < 0) {
@@ -530,7 +535,7 @@ static struct exchange *new_exchange(struct dns_forward *f, const struct dns_key
 {
     if (f->by_key.size >= DNS_PENDING_MAX)
         return NULL;
-    struct exchange *e = calloc(1, sizeof(*e));
+    struct exchange *e = memory_zeroed(sizeof(*e));
     if (!e)
         return NULL;
     e->forward = f;

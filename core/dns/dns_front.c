@@ -24,6 +24,7 @@
 #include <stdlib.h>
 
 #include "core/base/cursor.h"
+#include "core/base/memory.h"
 
 enum {
     DNS_PORT = 53,
@@ -110,7 +111,7 @@ static void answer_datagram(void *arg, const uint8_t *answer, size_t len)
 void dns_front_datagram(struct dns_front *f, const struct endpoint *src, const struct endpoint *dst,
                         const uint8_t *payload, size_t len)
 {
-    struct datagram_ask *ask = malloc(sizeof(*ask));
+    struct datagram_ask *ask = memory_get(sizeof(*ask));
     if (!ask)
         return;
     *ask = (struct datagram_ask){.front = f, .src = *src, .dst = *dst};
@@ -232,7 +233,7 @@ static struct frame *new_frame(struct session *s, const uint8_t *answer, size_t 
     struct dns_front *f = s->front;
     struct frame *frame = NULL;
     if (f->out_bytes + 2 + len <= OUT_TOTAL_MAX)
-        frame = malloc(sizeof(*frame) + 2 + len);
+        frame = memory_get(sizeof(*frame) + 2 + len);
     if (!frame)
         return NULL;
     *frame = (struct frame){.chunk = {.release = release_frame}, .session = s, .len = 2 + len};
@@ -298,7 +299,7 @@ static bool send_frames(struct session *s)
 /* The message is whole. False: the session is over. */
 static bool ask_for_session(struct session *s)
 {
-    struct session_ask *ask = malloc(sizeof(*ask));
+    struct session_ask *ask = memory_get(sizeof(*ask));
     if (!ask) {
         end_session(s);
         return false;
@@ -327,7 +328,7 @@ static bool take_bytes(struct session *s, struct reader *r)
         s->query_len = (size_t)s->prefix[0] << 8 | s->prefix[1];
         s->query_have = 0;
         if (s->query_len > 0 && s->query_len <= QUERY_SIZE_MAX)
-            s->query = malloc(s->query_len);
+            s->query = memory_get(s->query_len);
         if (!s->query) {
             end_session(s); /* nobody asks nothing, or that much */
             return false;
@@ -404,7 +405,7 @@ struct conn *dns_front_open(struct dns_front *f, const struct endpoint *src,
     (void)dst; /* the stack writes both into the conn */
     if (f->session_count >= SESSIONS_MAX)
         end_session(CONTAINER_OF(f->sessions.next, struct session, link));
-    struct session *s = calloc(1, sizeof(*s));
+    struct session *s = memory_zeroed(sizeof(*s));
     if (!s)
         return NULL;
     struct loop *loop = f->worker->loop;
@@ -448,7 +449,7 @@ bool dns_front_takes(const struct dns_front *f, const struct endpoint *dst)
 
 struct dns_front *dns_front_new(struct worker *w)
 {
-    struct dns_front *f = calloc(1, sizeof(*f));
+    struct dns_front *f = memory_zeroed(sizeof(*f));
     if (!f)
         return NULL;
     f->worker = w;

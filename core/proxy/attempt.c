@@ -169,6 +169,8 @@ static void proceed(struct attempt *a, unsigned ready)
         if (n < 0 && errno == EAGAIN && (error == 0 || error == EAGAIN))
             return;
         if (n <= 0) {
+            if (n < 0)
+                a->error = errno != EAGAIN ? errno : error;
             a->fn(a->arg, a, ATTEMPT_CLOSED);
             return;
         }

@@ -34,7 +34,7 @@ struct attempt {
     void *arg;
     struct endpoint peer;
     int fd;    /* -1: none, or taken */
-    int error; /* errno of UNREACHED */
+    int error; /* errno of UNREACHED, and of CLOSED where it was no orderly end */
     bool connected;
     bool speaks_socks; /* `client` is in use, else connecting is all there is to do */
     bool told_method;

@@ -27,6 +27,7 @@
 
 #include "core/proxy/attempt.h"
 #include "core/base/log.h"
+#include "core/base/memory.h"
 #include "core/proxy/handshake.h"
 
 enum {
@@ -231,7 +232,7 @@ static void on_attempt(void *arg, struct attempt *a, enum attempt_event event);
 /* An attempt on `addr`, under way; NULL when it failed at once, with the reason in d->error. */
 static struct attempt *start_attempt(struct dial *d, const struct addr *addr, bool pipelined)
 {
-    struct attempt *a = calloc(1, sizeof(*a));
+    struct attempt *a = memory_zeroed(sizeof(*a));
     int error = ENOMEM;
     if (a) {
         a->fn = on_attempt;
@@ -364,6 +365,8 @@ static void lose(struct dial *d, struct attempt *a, enum dial_status status)
     /* It spoke with us and would not go on: no reply of RFC 1928's, but an answer. */
     bool answered = status == DIAL_AUTH || (status == DIAL_CLOSED && a->told_method);
     struct endpoint peer = a->peer;
+    if (status == DIAL_CLOSED)
+        d->result.error = a->error;
     if (a == d->plain && d->talking && answered)
         judge(d, a);
     close_attempt(d, a);
@@ -503,7 +506,7 @@ static struct dial *dial_new(struct proxy *p, enum socks5_command command,
                              const struct target *target, dial_fn *fn, void *arg)
 {
     size_t name_len = target->name ? strlen(target->name) : 0;
-    struct dial *d = calloc(1, sizeof(*d) + name_len + 1);
+    struct dial *d = memory_zeroed(sizeof(*d) + name_len + 1);
     if (!d)
         return NULL;
     d->proxy = p;

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "core/base/log.h"
+#include "core/base/memory.h"
 
 struct probe {
     struct loop *loop;
@@ -104,7 +105,7 @@ struct probe *probe_start(struct loop *loop, struct resolver *resolver, const st
 {
     if (url->scheme == PROXY_SCHEME_DIRECT)
         return NULL;
-    struct probe *p = calloc(1, sizeof(*p));
+    struct probe *p = memory_zeroed(sizeof(*p));
     if (!p)
         return NULL;
     p->loop = loop;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/base/log.h"
+#include "core/base/memory.h"
 
 enum {
     UDP_REFUSED_MS = 60 * 1000,
@@ -18,7 +19,7 @@ enum {
 struct proxy *proxy_new(struct loop *loop, struct resolver *resolver, const struct proxy_url *url,
                         const struct outbound_options *outbound, bool pipeline)
 {
-    struct proxy *p = calloc(1, sizeof(*p));
+    struct proxy *p = memory_zeroed(sizeof(*p));
     if (!p)
         return NULL;
     p->loop = loop;

@@ -38,7 +38,7 @@ const char *dial_status_name(enum dial_status status);
 struct dial_result {
     enum dial_status status;
     uint8_t reply;         /* enum socks5_reply; valid with DIAL_OK and DIAL_REPLY */
-    int error;             /* errno behind NO_PROXY and NO_RESOURCES, 0 if none */
+    int error;             /* errno behind NO_PROXY, NO_RESOURCES and CLOSED, 0 if none */
     int fd;                /* DIAL_OK: connected, non-blocking, TCP_NODELAY, without keep-alive
                               (outbound_keep_alive()); the callee's from now on. Nothing past the
                               reply has been read from it. Else -1 */

@@ -32,6 +32,7 @@
 
 #include "core/base/log.h"
 #include "core/base/map.h"
+#include "core/base/memory.h"
 
 enum {
     NAME_MAX_BYTES = 255,    /* RFC 1035, 2.3.4 */
@@ -197,7 +198,7 @@ static void on_socket_state(void *arg, ares_socket_t fd, int readable, int writa
         return;
     }
     if (!s) {
-        s = calloc(1, sizeof(*s));
+        s = memory_zeroed(sizeof(*s));
         if (!s)
             return; /* unwatched, its query times out */
         s->channel = c;
@@ -274,19 +275,21 @@ static int channel_init_ares(struct channel *c)
 
 static struct channel *channel_new(struct resolver *r)
 {
-    struct channel *c = calloc(1, sizeof(*c));
-    if (!c)
-        return NULL;
-    c->resolver = r;
-    list_init(&c->sockets);
-    list_push_back(&r->channels, &c->link);
-    int status = channel_init_ares(c);
+    static struct log_limit limit = LOG_LIMIT(1);
+    int status = ARES_ENOMEM;
+    struct channel *c = memory_zeroed(sizeof(*c));
+    if (c) {
+        c->resolver = r;
+        list_init(&c->sockets);
+        list_push_back(&r->channels, &c->link);
+        status = channel_init_ares(c);
+    }
     if (status == ARES_SUCCESS)
         return c;
-    static struct log_limit limit = LOG_LIMIT(1);
     log_limited(LOG_LEVEL_WARN, &limit, "no name resolution: %s: %s", r->conf_path,
                 ares_strerror(status));
-    channel_free(c);
+    if (c)
+        channel_free(c);
     return NULL;
 }
 
@@ -345,7 +348,7 @@ static bool name_equal(const struct map_entry *entry, const void *key)
 static struct name *name_new(struct resolver *r, const char *text)
 {
     size_t size = strlen(text) + 1;
-    struct name *n = calloc(1, sizeof(*n) + size);
+    struct name *n = memory_zeroed(sizeof(*n) + size);
     if (!n)
         return NULL;
     memcpy(n->text, text, size);
@@ -460,7 +463,8 @@ static void on_addrinfo(void *arg, int status, int timeouts, struct ares_addrinf
         else
             name_fail(n, ares_strerror(ARES_ENODATA), FAILURE_MS);
     } else {
-        name_fail(n, ares_strerror(status), FAILURE_MS);
+        /* Want of memory is ours, not the name's: whoever asks next may be luckier. */
+        name_fail(n, ares_strerror(status), status == ARES_ENOMEM ? 0 : FAILURE_MS);
     }
     if (info)
         ares_freeaddrinfo(info);
@@ -547,7 +551,7 @@ static struct name *cached_name(struct resolver *r, const char *key)
 struct resolver_request *resolver_lookup(struct resolver *r, const char *name, resolver_fn *fn,
                                          void *arg)
 {
-    struct resolver_request *request = calloc(1, sizeof(*request));
+    struct resolver_request *request = memory_zeroed(sizeof(*request));
     if (!request)
         return NULL;
     request->fn = fn;
@@ -579,7 +583,7 @@ void resolver_cancel(struct resolver_request *request)
 
 struct resolver *resolver_new(struct loop *loop, const struct outbound_options *options)
 {
-    struct resolver *r = calloc(1, sizeof(*r));
+    struct resolver *r = memory_zeroed(sizeof(*r));
     if (!r)
         return NULL;
     r->loop = loop;
@@ -592,7 +596,8 @@ struct resolver *resolver_new(struct loop *loop, const struct outbound_options *
         free(r);
         return NULL;
     }
-    if (ares_library_init(ARES_LIB_INIT_ALL) != ARES_SUCCESS) {
+    if (ares_library_init_mem(ARES_LIB_INIT_ALL, memory_get, free, memory_resized) !=
+        ARES_SUCCESS) {
         map_free(&r->names);
         free(r);
         return NULL;

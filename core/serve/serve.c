@@ -271,7 +271,6 @@ static void on_signal(void *arg, int signo)
 static int watch_signals(struct listeners *all)
 {
     struct loop *loop = all->server.loop;
-    sigset_t stops;
 
     signal(SIGPIPE, SIG_IGN);
     int error = loop_signal_watch(loop, &all->term, SIGTERM, on_signal, all);
@@ -281,10 +280,6 @@ static int watch_signals(struct listeners *all)
         log_error("serve: cannot watch for signals: %s", strerror(-error));
         return error;
     }
-    sigemptyset(&stops);
-    sigaddset(&stops, SIGTERM);
-    sigaddset(&stops, SIGINT);
-    sigprocmask(SIG_UNBLOCK, &stops, NULL);
     return 0;
 }
 

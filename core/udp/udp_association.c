@@ -321,7 +321,8 @@ static void on_control_ready(void *arg, unsigned ready)
         back_off(a);
         return;
     }
-    log_debug("udp %" PRIu64 ": the proxy has ended the association", a->id);
+    log_debug("udp %" PRIu64 ": the proxy has ended the association%s%s", a->id, n < 0 ? ": " : "",
+              n < 0 ? strerror(errno) : "");
     association_close(a);
 }
 
@@ -385,8 +386,11 @@ static void on_dialed(void *arg, const struct dial_result *result)
         on_dialed_ok(a, result);
         return;
     case DIAL_CLOSED:
-        give_up_on_udp(a, "it closes the connection without an answer");
-        return;
+        if (result->error == 0) {
+            give_up_on_udp(a, "it closes the connection without an answer");
+            return;
+        }
+        break; /* cut off, as by the proxy's end: that says nothing about UDP */
     case DIAL_REPLY:
         if (result->reply == SOCKS5_REPLY_COMMAND_NOT_SUPPORTED) {
             give_up_on_udp(a, socks5_reply_name(result->reply));
@@ -394,14 +398,12 @@ static void on_dialed(void *arg, const struct dial_result *result)
         }
         log_limited(LOG_LEVEL_WARN, &udp_trouble_limit, "the proxy refuses an association: %s",
                     socks5_reply_name(result->reply));
-        break;
+        back_off(a);
+        return;
     case DIAL_NO_PROXY:
     case DIAL_AUTH:
     case DIAL_NONSENSE:
     case DIAL_TIMEOUT:
-        log_limited(LOG_LEVEL_WARN, &udp_trouble_limit, "no association: %s%s%s",
-                    dial_status_name(result->status), result->error ? ": " : "",
-                    result->error ? strerror(result->error) : "");
         break;
     case DIAL_NO_RESOURCES: /* our own trouble is no news about the target: lost in silence */
         udp_queue_clear(&a->queue);
@@ -411,6 +413,9 @@ static void on_dialed(void *arg, const struct dial_result *result)
         yield_descriptors(a->flows, result->error);
         return;
     }
+    log_limited(LOG_LEVEL_WARN, &udp_trouble_limit, "no association: %s%s%s",
+                dial_status_name(result->status), result->error ? ": " : "",
+                result->error ? strerror(result->error) : "");
     back_off(a);
 }
 

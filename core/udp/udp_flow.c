@@ -47,6 +47,7 @@
 #include <string.h>
 
 #include "core/base/log.h"
+#include "core/base/memory.h"
 #include "socks/datagram.h"
 
 static const char *const state_names[] = {
@@ -163,7 +164,7 @@ static bool make_room(struct udp_flows *u)
 static struct association *association_new(struct udp_flows *u, const struct endpoint *source)
 {
     struct worker *w = u->worker;
-    struct association *a = make_room(u) ? calloc(1, sizeof(*a)) : NULL;
+    struct association *a = make_room(u) ? memory_zeroed(sizeof(*a)) : NULL;
     if (!a)
         return NULL;
     a->flows = u;
@@ -268,7 +269,7 @@ bool udp_flows_evict(struct udp_flows *u)
 
 struct udp_flows *udp_flows_new(struct worker *w)
 {
-    struct udp_flows *u = calloc(1, sizeof(*u));
+    struct udp_flows *u = memory_zeroed(sizeof(*u));
     if (!u || map_init(&u->by_source, 64, source_equal) < 0) {
         free(u);
         return NULL;

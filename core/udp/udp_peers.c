@@ -1,4 +1,5 @@
 #include "core/udp/udp_peers.h"
+#include "core/base/memory.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -32,7 +33,7 @@ static struct udp_peer *add_peer(struct udp_peers *p, const struct endpoint *fak
     if (p->named_count >= UDP_PEERS_MAX)
         udp_peers_forget(p, CONTAINER_OF(p->named.prev, struct udp_peer, link));
     size_t size = strlen(name) + 1;
-    struct udp_peer *peer = calloc(1, sizeof(*peer) + size);
+    struct udp_peer *peer = memory_zeroed(sizeof(*peer) + size);
     if (!peer)
         return NULL;
     memcpy(peer->name, name, size);

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/memory.h"
 #include "socks/datagram.h"
 
 void udp_queue_init(struct udp_queue *q, size_t *shared_bytes)
@@ -22,7 +23,7 @@ static void push_one(struct udp_queue *q, const struct udp_datagram *d)
 {
     struct udp_queued *item = NULL;
     if (has_room(q, d->len))
-        item = malloc(sizeof(*item) + SOCKS5_DATAGRAM_HEADER_MAX + d->len);
+        item = memory_get(sizeof(*item) + SOCKS5_DATAGRAM_HEADER_MAX + d->len);
     if (!item)
         return;
     item->datagram = *d;

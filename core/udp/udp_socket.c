@@ -17,6 +17,7 @@
  * socket with much to read cannot keep the others waiting.
  */
 #include "core/udp/udp_socket.h"
+#include "core/base/memory.h"
 
 #include <errno.h>
 #include <netinet/in.h>
@@ -138,7 +139,7 @@ struct udp_sender {
 
 struct udp_sender *udp_sender_new(void)
 {
-    struct udp_sender *sender = calloc(1, sizeof(*sender));
+    struct udp_sender *sender = memory_zeroed(sizeof(*sender));
     if (sender)
         list_init(&sender->dirty);
     return sender;
@@ -316,7 +317,7 @@ enum { RECEIVE_MEMORY = RECEIVE_MESSAGES * RECEIVE_BYTES };
 
 struct udp_receiver *udp_receiver_new(void)
 {
-    struct udp_receiver *r = calloc(1, sizeof(*r));
+    struct udp_receiver *r = memory_zeroed(sizeof(*r));
     if (!r)
         return NULL;
     void *memory = mmap(NULL, RECEIVE_MEMORY, PROT_READ | PROT_WRITE,

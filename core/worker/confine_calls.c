@@ -36,7 +36,7 @@ static const int worker_calls[] = {
     SCMP_SYS(rt_sigprocmask),
     SCMP_SYS(rt_sigpending),
     SCMP_SYS(rt_sigtimedwait),
-    /* loop.c and libevent; its signal handlers */
+    /* loop.c and libevent */
     SCMP_SYS(epoll_wait),
     SCMP_SYS(epoll_pwait),
     SCMP_SYS(epoll_pwait2),

@@ -33,7 +33,7 @@ enum { LINGER_LOOK_MS = 10 };
 
 struct run {
     struct worker worker;
-    struct loop_signal term, interrupt;
+    struct loop_signal term;
     bool stopped;
     uint64_t turn;       /* counts turns of the loop */
     uint64_t full_turn;  /* the last turn in which the device filled the batch */
@@ -309,18 +309,14 @@ static int start_flows(struct worker *w, const struct options *o, struct stack_c
     return w->tcp && w->udp && w->dns_front && w->stack ? 0 : -ENOMEM;
 }
 
+/* Control-C goes to all of a terminal's processes, and it is the supervisor that stops. */
 static int watch_signals(struct run *r)
 {
-    struct loop *loop = r->worker.loop;
-    int error = loop_signal_watch(loop, &r->term, SIGTERM, on_signal, r);
-    if (error == 0)
-        error = loop_signal_watch(loop, &r->interrupt, SIGINT, on_signal, r);
-    sigset_t both;
-    sigemptyset(&both);
-    sigaddset(&both, SIGTERM);
-    sigaddset(&both, SIGINT);
-    sigprocmask(SIG_UNBLOCK, &both, NULL);
-    return error;
+    sigset_t interrupt;
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    sigprocmask(SIG_BLOCK, &interrupt, NULL);
+    return loop_signal_watch(r->worker.loop, &r->term, SIGTERM, on_signal, r);
 }
 
 static int start(struct run *r, const struct options *o, const struct worker_shared *shared,
@@ -329,7 +325,7 @@ static int start(struct run *r, const struct options *o, const struct worker_sha
     struct worker *w = &r->worker;
     w->loop = loop_new();
     if (w->loop == NULL)
-        return -ENOMEM;
+        return -errno;
     w->resolver = resolver_new(w->loop, &o->outbound);
     if (w->resolver && o->resolver_conf)
         resolver_set_servers(w->resolver, o->resolver_conf, 0);
@@ -356,7 +352,6 @@ static void finish(struct run *r)
     loop_timer_stop(&r->trim);
     loop_timer_stop(&r->linger);
     loop_signal_ignore(&r->term);
-    loop_signal_ignore(&r->interrupt);
     dns_front_free(w->dns_front);
     tcp_flows_free(w->tcp);
     udp_flows_free(w->udp);

@@ -13,8 +13,8 @@
 typedef int worker_ready_fn(void *arg);
 
 /*
- * Relay `device` as `options` say until SIGTERM or SIGINT. The signals may be blocked at the
- * call; `on_ready` is called after their handlers are in place. Device and options stay the
+ * Relay `device` as `options` say until SIGTERM, which may be blocked at the call; SIGINT
+ * is. `on_ready` is called when the signal is waited for. Device and options stay the
  * caller's. Returns 0 after such a signal, else a -errno: -ENOMEM and the like when it could not
  * start (said in the log), the device's own error when the device has vanished.
  */

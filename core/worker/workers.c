@@ -117,17 +117,10 @@ static bool report(int fd, int error)
     return write(fd, &error, sizeof(error)) == (ssize_t)sizeof(error);
 }
 
-/*
- * Everything is set up, no packet has been read. Control-C goes to all of a terminal's
- * processes, and it is the supervisor that stops.
- */
+/* Everything is set up, no packet has been read. */
 static int on_relaying(void *arg)
 {
     const struct belongings *b = arg;
-    sigset_t interrupt;
-    sigemptyset(&interrupt);
-    sigaddset(&interrupt, SIGINT);
-    (void)sigprocmask(SIG_BLOCK, &interrupt, NULL);
     int error = confine_calls(CONFINE_WORKER);
     if (error < 0)
         return error;

@@ -3,15 +3,23 @@
  *
  * A test maps a file (CULVERT_FAULTS names it) and sets in it what is to fail; culvert's processes
  * share it, so that one of them can be led through every n without being started anew. Built in
- * two ways:
+ * three ways:
  *
  *   culvert_faulty   culvert with this linked in by --wrap: our own calls and lwIP's, and the
  *                    sanitizers see what comes of it
  *   faults.so        preloaded into culvert itself: the calls of libevent and c-ares too
+ *   a unit test      with its own functions of these names, which the libraries find first, and
+ *                    memory by --wrap, so that it stays the sanitizers' (tests/unit/nth_lab.h)
  *
  * System calls fail with an errno that they may have in real life. The wall clock can be put back,
  * too.
  */
+#ifdef FAULTS_IN_PROCESS
+#undef _FORTIFY_SOURCE /* its inline functions have the names that are defined here */
+#endif
+
+#include "tests/support/faults.h"
+
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -21,6 +29,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/timerfd.h>
@@ -28,20 +37,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum kind { KIND_NONE, KIND_MEMORY, KIND_CALL };
-
-/* As tests/e2e/faults.py writes it. */
-struct control {
-    volatile uint32_t kind;   /* enum kind: which calls count */
-    volatile uint32_t left;   /* calls until one fails; 0: none does any more */
-    volatile uint32_t failed; /* how many have */
-    volatile uint32_t error;  /* errno instead of the call's usual one, unless 0 */
-    char where[48];           /* the call that failed */
-    volatile int32_t shift;   /* seconds by which the wall clock is off */
-};
-
-static struct control none;
-static struct control *control = &none;
+static struct faults none;
+struct faults *faults = &none;
 
 __attribute__((constructor)) static void map_control(void)
 {
@@ -49,44 +46,50 @@ __attribute__((constructor)) static void map_control(void)
     int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
     if (fd < 0)
         return;
-    void *at = mmap(NULL, sizeof(struct control), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void *at = mmap(NULL, sizeof(struct faults), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
     if (at != MAP_FAILED)
-        control = at;
+        faults = at;
 }
 
-static int fails(enum kind kind, int error, const char *name)
+bool faults_strike(enum faults_kind kind, int error, const char *name)
 {
-    struct control *c = control;
-    if (c->kind != kind || c->left == 0 || __sync_sub_and_fetch(&c->left, 1) != 0)
-        return 0;
-    c->failed++;
+    struct faults *f = faults;
+    if (f->kind != kind || f->left == 0 || __sync_sub_and_fetch(&f->left, 1) != 0)
+        return false;
+    f->failed++;
     size_t i = 0;
-    for (; name[i] && i + 1 < sizeof c->where; i++)
-        c->where[i] = name[i];
-    c->where[i] = '\0';
-    errno = c->error ? (int)c->error : error;
-    return 1;
+    for (; name[i] && i + 1 < sizeof f->where; i++)
+        f->where[i] = name[i];
+    f->where[i] = '\0';
+    errno = f->given = f->error ? (int)f->error : error;
+    return true;
 }
 
-#ifdef FAULTS_PRELOAD
+#if defined(FAULTS_PRELOAD) || defined(FAULTS_IN_PROCESS)
 #define NAME(call)                 call
-#define MEMORY(call)               __libc_##call
 #define DECLARE(result, call, ...) static result (*real_##call)(__VA_ARGS__)
 #define REAL(call)                                                                                 \
     (real_##call ? real_##call : (*(void **)&real_##call = dlsym(RTLD_NEXT, #call), real_##call))
+#else
+#define NAME(call) __wrap_##call
+#define DECLARE(result, call, ...)                                                                 \
+    result __real_##call(__VA_ARGS__);                                                             \
+    result __wrap_##call(__VA_ARGS__)
+#define REAL(call) __real_##call
+#endif
+
+#ifdef FAULTS_PRELOAD
+#define MEMORY_NAME(call) call
+#define MEMORY(call)      __libc_##call
 void *__libc_malloc(size_t size);
 void *__libc_calloc(size_t count, size_t size);
 void *__libc_realloc(void *at, size_t size);
 void *__libc_memalign(size_t alignment, size_t size);
 #define __libc_aligned_alloc __libc_memalign
 #else
-#define NAME(call)   __wrap_##call
-#define MEMORY(call) __real_##call
-#define DECLARE(result, call, ...)                                                                 \
-    result __real_##call(__VA_ARGS__);                                                             \
-    result __wrap_##call(__VA_ARGS__)
-#define REAL(call) __real_##call
+#define MEMORY_NAME(call) __wrap_##call
+#define MEMORY(call)      __real_##call
 void *__real_malloc(size_t size);
 void *__real_calloc(size_t count, size_t size);
 void *__real_realloc(void *at, size_t size);
@@ -97,25 +100,26 @@ void *__wrap_realloc(void *at, size_t size);
 void *__wrap_aligned_alloc(size_t alignment, size_t size);
 #endif
 
-void *NAME(malloc)(size_t size)
+void *MEMORY_NAME(malloc)(size_t size)
 {
-    return fails(KIND_MEMORY, ENOMEM, "malloc") ? NULL : MEMORY(malloc)(size);
+    return faults_strike(FAULTS_MEMORY, ENOMEM, "malloc") ? NULL : MEMORY(malloc)(size);
 }
 
-void *NAME(calloc)(size_t count, size_t size)
+void *MEMORY_NAME(calloc)(size_t count, size_t size)
 {
-    return fails(KIND_MEMORY, ENOMEM, "calloc") ? NULL : MEMORY(calloc)(count, size);
+    return faults_strike(FAULTS_MEMORY, ENOMEM, "calloc") ? NULL : MEMORY(calloc)(count, size);
 }
 
-void *NAME(realloc)(void *at, size_t size)
+void *MEMORY_NAME(realloc)(void *at, size_t size)
 {
-    return fails(KIND_MEMORY, ENOMEM, "realloc") ? NULL : MEMORY(realloc)(at, size);
+    return faults_strike(FAULTS_MEMORY, ENOMEM, "realloc") ? NULL : MEMORY(realloc)(at, size);
 }
 
-void *NAME(aligned_alloc)(size_t alignment, size_t size)
+void *MEMORY_NAME(aligned_alloc)(size_t alignment, size_t size)
 {
-    return fails(KIND_MEMORY, ENOMEM, "aligned_alloc") ? NULL
-                                                       : MEMORY(aligned_alloc)(alignment, size);
+    return faults_strike(FAULTS_MEMORY, ENOMEM, "aligned_alloc")
+               ? NULL
+               : MEMORY(aligned_alloc)(alignment, size);
 }
 
 /* NOLINTBEGIN(bugprone-macro-parentheses): arguments already stand in parentheses */
@@ -124,7 +128,7 @@ void *NAME(aligned_alloc)(size_t alignment, size_t size)
     DECLARE(result, call, PARAMETERS parameters);                                                  \
     result NAME(call)(PARAMETERS parameters)                                                       \
     {                                                                                              \
-        return fails(KIND_CALL, error, #call) ? -1 : REAL(call) arguments;                         \
+        return faults_strike(FAULTS_CALL, error, #call) ? -1 : REAL(call) arguments;               \
     }
 #define PARAMETERS(...) __VA_ARGS__
 
@@ -153,25 +157,31 @@ static ssize_t break_off(int fd)
     DECLARE(ssize_t, call, PARAMETERS parameters);                                                 \
     ssize_t NAME(call)(PARAMETERS parameters)                                                      \
     {                                                                                              \
-        return fails(KIND_CALL, error, #call) ? break_off(fd) : REAL(call) arguments;              \
+        return faults_strike(FAULTS_CALL, error, #call) ? break_off(fd) : REAL(call) arguments;    \
     }
 /* NOLINTEND(bugprone-macro-parentheses) */
 
+#ifndef FAULTS_IN_PROCESS /* there the clocks are the test's own */
 DECLARE(int, clock_gettime, clockid_t clock, struct timespec *now);
 int NAME(clock_gettime)(clockid_t clock, struct timespec *now)
 {
     int result = REAL(clock_gettime)(clock, now);
     if (result == 0 && clock == CLOCK_REALTIME)
-        now->tv_sec += control->shift;
+        now->tv_sec += faults->shift;
     return result;
 }
+
+CALL(int, timerfd_settime, ENOMEM,
+     (int fd, int flags, const struct itimerspec *to, struct itimerspec *from),
+     (fd, flags, to, from))
+#endif
 
 #ifdef FAULTS_PRELOAD /* not ours to call */
 DECLARE(int, gettimeofday, struct timeval *now, void *zone);
 int gettimeofday(struct timeval *now, void *zone)
 {
     int result = REAL(gettimeofday)(now, zone);
-    now->tv_sec += control->shift;
+    now->tv_sec += faults->shift;
     return result;
 }
 
@@ -198,16 +208,13 @@ CALL(int, getsockopt, ENOBUFS, (int fd, int level, int name, void *at, socklen_t
 CALL(int, shutdown, ENOTCONN, (int fd, int how), (fd, how))
 TRANSFER(recv, ECONNRESET, (int fd, void *at, size_t len, int flags), (fd, at, len, flags))
 TRANSFER(recvmsg, ENOMEM, (int fd, struct msghdr *message, int flags), (fd, message, flags))
-TRANSFER(send, EPIPE, (int fd, const void *at, size_t len, int flags), (fd, at, len, flags))
+TRANSFER(send, ENOMEM, (int fd, const void *at, size_t len, int flags), (fd, at, len, flags))
 TRANSFER(sendmsg, EPIPE, (int fd, const struct msghdr *message, int flags), (fd, message, flags))
 CALL(ssize_t, read, EIO, (int fd, void *at, size_t len), (fd, at, len))
 CALL(ssize_t, write, EIO, (int fd, const void *at, size_t len), (fd, at, len))
 CALL(ssize_t, writev, ENOBUFS, (int fd, const struct iovec *iov, int count), (fd, iov, count))
 CALL(int, epoll_ctl, ENOMEM, (int set, int what, int fd, struct epoll_event *event),
      (set, what, fd, event))
-CALL(int, timerfd_settime, ENOMEM,
-     (int fd, int flags, const struct itimerspec *to, struct itimerspec *from),
-     (fd, flags, to, from))
 CALL(int, recvmmsg, ENOMEM,
      (int fd, struct mmsghdr *messages, unsigned count, int flags, struct timespec *timeout),
      (fd, messages, count, flags, timeout))
@@ -217,3 +224,24 @@ CALL(int, pipe2, EMFILE, (int fds[2], int flags), (fds, flags))
 CALL(ssize_t, splice, ENOMEM,
      (int in, off_t *in_at, int out, off_t *out_at, size_t len, unsigned flags),
      (in, in_at, out, out_at, len, flags))
+
+#ifdef FAULTS_IN_PROCESS /* what libevent and c-ares call */
+/* Memory that they are told to use (event_set_mem_functions() and the like), and fakedns' map. */
+CALL(int, epoll_create1, EMFILE, (int flags), (flags))
+CALL(int, epoll_wait, ENOMEM, (int set, struct epoll_event *events, int count, int ms),
+     (set, events, count, ms))
+CALL(int, signalfd, EMFILE, (int fd, const sigset_t *set, int flags), (fd, set, flags))
+CALL(int, timerfd_create, EMFILE, (clockid_t clock, int flags), (clock, flags))
+CALL(ssize_t, recvfrom, ENOMEM,
+     (int fd, void *at, size_t len, int flags, struct sockaddr *from, socklen_t *from_len),
+     (fd, at, len, flags, from, from_len))
+
+void *__real_mmap(void *at, size_t len, int protection, int flags, int fd, off_t offset);
+void *__wrap_mmap(void *at, size_t len, int protection, int flags, int fd, off_t offset);
+void *__wrap_mmap(void *at, size_t len, int protection, int flags, int fd, off_t offset)
+{
+    return faults_strike(FAULTS_MEMORY, ENOMEM, "mmap")
+               ? MAP_FAILED
+               : __real_mmap(at, len, protection, flags, fd, offset);
+}
+#endif

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -306,6 +307,43 @@ static void test_endless_deferring_does_not_starve_the_rest(void **state)
     loop_undefer(&d);
 }
 
+static char came[3]; /* what came first: "d", a descriptor, or "t", a timer */
+
+static void note_descriptor(void *arg, unsigned ready)
+{
+    (void)arg, (void)ready;
+    strncat(came, "d", 1);
+}
+
+static void note_timer(void *arg)
+{
+    (void)arg;
+    strncat(came, "t", 1);
+}
+
+/* What has come in time but is read late is not late: the process may have been stopped. */
+static void test_descriptors_before_timers(void **state)
+{
+    for (int which = 0; which < 2; which++) { /* whichever of them was ready first */
+        struct loop_io io = {0};
+        struct loop_timer timer = {0};
+        int fds[2];
+        came[0] = '\0';
+        assert_int_equal(pipe(fds), 0);
+        assert_int_equal(loop_watch(*state, &io, fds[0], LOOP_READ, note_descriptor, NULL), 0);
+        loop_timer_start(*state, &timer, 5, note_timer, NULL);
+        loop_turn(*state, false); /* the timer is armed */
+        assert_int_equal(which == 0 ? write(fds[1], "x", 1) : 1, 1);
+        usleep(20000);
+        assert_int_equal(which == 1 ? write(fds[1], "x", 1) : 1, 1);
+        loop_turn(*state, false);
+        assert_string_equal(came, "dt");
+        loop_ignore(&io);
+        close(fds[0]);
+        close(fds[1]);
+    }
+}
+
 static void on_usr1(void *arg, int signo)
 {
     *(int *)arg = signo;
@@ -354,6 +392,7 @@ int main(void)
         LOOP_TEST(test_last_timer_leaves_nothing_that_wakes),
         LOOP_TEST(test_deferred_run_in_order_in_the_same_turn),
         LOOP_TEST(test_endless_deferring_does_not_starve_the_rest),
+        LOOP_TEST(test_descriptors_before_timers),
         LOOP_TEST(test_signal),
         LOOP_TEST(test_run_until_stop),
     };

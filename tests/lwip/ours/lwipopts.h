@@ -28,7 +28,10 @@
 #define MIB2_STATS 1
 
 /* The tests look into the heap and the pools. */
-#undef MEM_LIBC_MALLOC
+#undef MEM_CUSTOM_ALLOCATOR
+#undef MEM_CUSTOM_MALLOC
+#undef MEM_CUSTOM_CALLOC
+#undef MEM_CUSTOM_FREE
 #undef MEMP_MEM_MALLOC
 #undef PBUF_POOL_BUFSIZE
 #define MEM_SIZE                   (4 * 1024 * 1024)

@@ -17,7 +17,10 @@
 #define LWIP_TIMERS 0
 
 /* malloc, so that an idle tunnel is small and a busy one is bounded by --max-flows alone. */
-#define MEM_LIBC_MALLOC                 1
+#define MEM_CUSTOM_ALLOCATOR            1
+#define MEM_CUSTOM_MALLOC               culvert_lwip_malloc /* says when there is none */
+#define MEM_CUSTOM_CALLOC               calloc              /* nobody calls it */
+#define MEM_CUSTOM_FREE                 free
 #define MEMP_MEM_MALLOC                 1
 #define LWIP_DISABLE_MEMP_SANITY_CHECKS 1 /* they are about pools, which we have none of */
 #define MEM_ALIGNMENT                   8

@@ -12,6 +12,16 @@
 
 uint64_t culvert_lwip_assertions;
 void (*culvert_lwip_assert_report)(const char *message, const char *file, int line);
+void (*culvert_lwip_no_memory)(size_t size);
+
+void *culvert_lwip_malloc(size_t size)
+{
+    void *got = malloc(size);
+
+    if (got == NULL && culvert_lwip_no_memory != NULL)
+        culvert_lwip_no_memory(size);
+    return got;
+}
 
 static void report(const char *message, const char *file, int line)
 {

@@ -5,7 +5,9 @@
 
 #include <endian.h> /* BYTE_ORDER */
 #include <errno.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h> /* what MEM_CUSTOM_FREE is */
 #include <sys/time.h>
 
 #define LWIP_TIMEVAL_PRIVATE  0
@@ -17,6 +19,7 @@ extern "C" {
 #endif
 uint32_t culvert_lwip_random(void);
 void culvert_lwip_assert(const char *message, const char *file, int line);
+void *culvert_lwip_malloc(size_t size);
 #ifdef __cplusplus
 }
 #endif
