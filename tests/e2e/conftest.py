@@ -8,6 +8,7 @@ import pytest
 import lab as laboratory
 import netns
 from rude import Rude
+from suspended import Suspended
 
 
 def pytest_configure(config):
@@ -21,7 +22,7 @@ def pytest_configure(config):
 def pytest_runtest_call(item):
     """A test that hangs is a failure like any other, with its traceback."""
     marker = item.get_closest_marker("deadline")
-    seconds = marker.args[0] if marker else 60
+    seconds = int((marker.args[0] if marker else 60) * netns.SLOWER)
 
     def expired(_signo, _frame):
         raise TimeoutError(f"the test took longer than {seconds} s")
@@ -83,3 +84,11 @@ def rude(_rude):
     _rude.tame()
     yield _rude
     _rude.tame()
+
+
+@pytest.fixture(scope="session")
+def suspended():
+    """Sleeps for a minute from its first use on, while tests go on."""
+    asleep = Suspended()
+    yield asleep
+    asleep.close()

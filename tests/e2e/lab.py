@@ -27,7 +27,7 @@ import subprocess
 import threading
 import time
 
-from netns import Namespace, family_of, veth, wait_for
+from netns import SLOWER, Namespace, family_of, veth, wait_for
 from servers import DnsServer, TcpServer, UdpEcho, echo
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -71,9 +71,9 @@ class Culvert:
         self._ready.set()
 
     def wait_ready(self, timeout=10):
-        assert self._ready.wait(timeout), f"no `culvert: ready` within {timeout} s:\n{self.log}"
+        assert self._ready.wait(timeout * SLOWER), f"no `culvert: ready` within {timeout} s:\n{self.log}"
         if not any(line.startswith("culvert: ready") for line in self.lines):
-            self.process.wait(5)
+            self.process.wait(5 * SLOWER)
             raise AssertionError(f"culvert ended instead of getting ready, status "
                                  f"{self.process.returncode}:\n{self.log}")
         self.idle_sockets = self.sockets()
@@ -167,6 +167,7 @@ class Culvert:
 
     def settle(self, timeout=10):
         """Wait until it holds no more sockets than when it got ready: every flow is gone."""
+        timeout *= SLOWER
         deadline = time.monotonic() + timeout
         while self.sockets() > self.idle_sockets:
             assert time.monotonic() < deadline, \
@@ -190,7 +191,7 @@ class Culvert:
 
     def wait_end(self, timeout=10):
         """Its exit status; its log is complete then."""
-        self.process.wait(timeout)
+        self.process.wait(timeout * SLOWER)
         self._reader.join(5)
         return self.process.returncode
 

@@ -24,6 +24,9 @@ CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 _live = []
 
+# How many times longer everything may take than usual: culvert under valgrind, a machine under load.
+SLOWER = float(os.environ.get("E2E_SLOWER", "1"))
+
 
 def _setns(fd):
     if _libc.setns(fd, CLONE_NEWNET) != 0:
@@ -33,6 +36,7 @@ def _setns(fd):
 
 def wait_for(condition, what, timeout=10.0, interval=0.02):
     """Poll `condition` until it is true and return its value; fail saying `what` never came."""
+    timeout *= SLOWER
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
@@ -111,7 +115,7 @@ class Namespace:
         kwargs.setdefault("stderr", subprocess.PIPE)
         if "input" not in kwargs:
             kwargs.setdefault("stdin", subprocess.DEVNULL)
-        done = subprocess.run(self.argv(*argv), timeout=timeout, **kwargs)
+        done = subprocess.run(self.argv(*argv), timeout=timeout and timeout * SLOWER, **kwargs)
         assert not check or done.returncode == 0, \
             f"{' '.join(map(str, argv))}: exit status {done.returncode}: {done.stderr}{done.stdout}"
         return done
@@ -147,7 +151,7 @@ class Namespace:
         """A TCP connection from in here; raises what connect() says."""
         sock = self.socket(family_of(host), socket.SOCK_STREAM)
         try:
-            sock.settimeout(timeout)
+            sock.settimeout(timeout and timeout * SLOWER)
             sock.connect((host, port))
             _really_connected(sock)
         except BaseException:
@@ -159,7 +163,7 @@ class Namespace:
         """A UDP socket in here, bound to an address."""
         family = family or (family_of(host) if host else socket.AF_INET)
         sock = self.socket(family, socket.SOCK_DGRAM)
-        sock.settimeout(timeout)
+        sock.settimeout(timeout and timeout * SLOWER)
         sock.bind((host, port))
         return sock
 
@@ -216,7 +220,7 @@ def _end(process):
         return
     process.terminate()
     try:
-        process.wait(3)
+        process.wait(3 * SLOWER)
     except subprocess.TimeoutExpired:
         process.kill()  # and no more waiting: the other processes and the namespace come next
 

@@ -206,6 +206,13 @@ def at_rest(tunnel):
     assert tunnel.cpu_seconds() - spent < 0.1, f"it spins\n{tunnel.log[-3000:]}"
 
 
+def test_suspended(suspended):
+    """A minute of SIGSTOP begins; test_resilience.py looks at what came after it."""
+    spent = suspended.tunnel.cpu_seconds()
+    time.sleep(0.2)
+    assert suspended.tunnel.cpu_seconds() == spent
+
+
 def test_device_set_down_and_up(lab, serve, stream_server):
     with lab.tunnel(serve.url) as tunnel:
         with tunnel.app.connect(lab.world4, 7) as sock:
