@@ -87,6 +87,16 @@ static void judge_user(const struct options *o, struct check_result *r, const ch
     }
 }
 
+/* Nothing outside of the tunnel is reached at a fake address (core/up/routing.h). */
+static bool is_fake(const struct options *o, const struct addr *a)
+{
+    for (size_t i = 0; i < o->fake_ranges.count; i++) {
+        if (cidr_contains(&o->fake_ranges.items[i], a))
+            return true;
+    }
+    return false;
+}
+
 /* The proxy's name is asked of a resolver here, which asks culvert in turn. */
 static void judge_resolver(struct check_result *r)
 {
@@ -107,9 +117,14 @@ void check_route_loop(struct check *c, struct check_result *r)
     for (size_t i = 0; i < c->addrs.count; i++) {
         struct endpoint at = {.addr = c->addrs.addrs[i], .port = c->options->proxy.port};
         uint32_t uid = 0;
+        endpoint_format(&at, text);
+        if (is_fake(c->options, &at.addr)) {
+            check_say(r, CHECK_FAIL, "the proxy's address %s is one of the fake addresses", text);
+            check_remedy(r, "choose another range with --address and --fake-range");
+            return;
+        }
         if (!is_local(&at.addr))
             continue;
-        endpoint_format(&at, text);
         if (find_listener(&at, &uid)) {
             judge_user(c->options, r, text, uid);
             return;

@@ -277,6 +277,21 @@ static bool clean_up_after_killed(struct up *up)
     return true;
 }
 
+/* Nothing outside of the tunnel is reached at a fake address (core/up/routing.h). */
+static bool is_outside(const struct options *o)
+{
+    for (size_t i = 0; i < o->fake_ranges.count && o->proxy.host_is_addr; i++) {
+        char text[CIDR_TEXT_MAX];
+        if (!cidr_contains(&o->fake_ranges.items[i], &o->proxy.addr))
+            continue;
+        say("the proxy's address is one of the fake addresses, %s: choose another range with "
+            "--address and --fake-range",
+            cidr_format(&o->fake_ranges.items[i], text));
+        return false;
+    }
+    return true;
+}
+
 static bool resolve_proxy(const struct options *o)
 {
     const char *error = probe_resolve(&o->proxy, &o->outbound);
@@ -332,7 +347,7 @@ static bool prepare(struct up *up)
     if (!clean_up_after_killed(up))
         return false;
     up->clean = !up->resumed;
-    if (!resolve_proxy(&up->options) || !save_resolvers(up))
+    if (!is_outside(&up->options) || !resolve_proxy(&up->options) || !save_resolvers(up))
         return false;
     warn_of_loop(up);
     up->journal = journal_open(up->state.journal, &error);

@@ -214,20 +214,29 @@ static int apply_table(struct route_session *s, const struct options *options, i
     return error;
 }
 
+static int apply_rule(struct route_session *s, const struct rule *rule)
+{
+    int error = rule_add(s, rule);
+    if (error < 0)
+        say("cannot add an %s policy rule of priority %u: %s", family_name(rule->family),
+            rule->priority, strerror(-error));
+    return error;
+}
+
+/* What is gone to comes first, what captures last: never is one captured who is exempt. */
 static int apply_rules(struct route_session *s, const struct options *options, int family,
                        uint32_t base)
 {
     struct rule rules[ROUTING_RULES_MAX];
     size_t count = routing_plan(options, family, base, rules);
-    for (size_t i = count; i-- > 0;) { /* what is gone to comes first, what captures last */
-        int error = rule_add(s, &rules[i]);
-        if (error == 0)
-            continue;
-        say("cannot add an %s policy rule of priority %u: %s", family_name(family),
-            rules[i].priority, strerror(-error));
-        return error;
+    int error = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        for (size_t i = 0; i < count && error == 0; i++) {
+            if ((rules[i].action == RULE_NOP) == (pass == 0))
+                error = apply_rule(s, &rules[i]);
+        }
     }
-    return 0;
+    return error;
 }
 
 /* A kernel without IPv6 has nothing to be captured there. */
@@ -244,9 +253,9 @@ int routing_apply(struct route_session *s, const struct options *options, uint32
     for (size_t i = 0; i < 2; i++) {
         if (!has_family(s, families[i], base))
             continue;
-        int error = apply_table(s, options, families[i], base, ifindex);
+        int error = apply_rules(s, options, families[i], base);
         if (error == 0)
-            error = apply_rules(s, options, families[i], base);
+            error = apply_table(s, options, families[i], base, ifindex);
         if (error < 0)
             return error;
     }
@@ -255,9 +264,9 @@ int routing_apply(struct route_session *s, const struct options *options, uint32
 
 int routing_remove(struct route_session *s, uint32_t base)
 {
-    int rules = rule_delete_ours(s, base, base + ROUTING_SPAN - 1);
     int routes = route_delete_ours(s, base);
-    return rules < 0 ? rules : routes;
+    int rules = rule_delete_ours(s, base, base + ROUTING_SPAN - 1);
+    return routes < 0 ? routes : rules;
 }
 
 int routing_remove_others(struct route_session *s, uint32_t base)

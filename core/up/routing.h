@@ -73,12 +73,16 @@ bool routing_fake_by_nftables(const struct options *o);
 int routing_find_base(struct route_session *s);
 
 /*
- * Put table and rules in place, in that order; what is there already stays. Also after a part of
- * it was lost. Returns 0, or -errno having said what could not be done.
+ * Put rules and table in place, in that order: the table's route captures all at once. What is
+ * there already stays. Also after a part of it was lost. Returns 0, or -errno having said what
+ * could not be done.
  */
 int routing_apply(struct route_session *s, const struct options *options, uint32_t base,
                   int ifindex);
-/* Take them away again, rules first. 0 or -errno. */
+/*
+ * Take them away again, the routes first: were the rules that exempt gone before those that
+ * capture, our own packets, and answers, would go into the tunnel. 0 or -errno.
+ */
 int routing_remove(struct route_session *s, uint32_t base);
 /* Take away what other culverts, dead ones, have in place at whatever other base. 0 or -errno. */
 int routing_remove_others(struct route_session *s, uint32_t base);

@@ -119,7 +119,7 @@ class Capture:
 
 def copy_etc(folder):
     """Other test runs come and go in /etc/netns meanwhile."""
-    shutil.copytree("/etc", folder, symlinks=True, ignore=shutil.ignore_patterns("netns"))
+    shutil.copytree("/etc", folder, symlinks=True, ignore=shutil.ignore_patterns("netns", ".resolv.conf*"))
 
 
 class Wrapped:
@@ -248,7 +248,7 @@ class Desktop:
         out = [self.space.ip(f"{family} {what}")
                for what in ("-d link", "-d addr", "-d rule", "-d route show table all")
                for family in ("-4", "-6")]
-        script = ("sysctl -a -r '^net' 2>/dev/null; nft list ruleset; ls /run/culvert; ls -A /etc;"
+        script = ("sysctl -a -r '^net' 2>/dev/null; nft list ruleset; ls /run/culvert;"
                   " stat -c '%F %a %u %g %y' /etc/resolv.conf; grep -v netns /proc/self/mounts")
         settings = self.space.run("sh", "-c", script).stdout
         with open(self.resolv_conf(), encoding="utf-8") as file:

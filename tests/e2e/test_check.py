@@ -510,6 +510,13 @@ def test_proxy_on_this_machine(lab, machine, options, verdict):
         assert result.status == 1 and result.says("route-loop", "--exclude-uid 4321")
 
 
+def test_proxy_in_the_fake_range(lab, app):
+    for url in ("socks5://198.18.7.7", "socks5://[fdc0:4c56::7]"):
+        result = check(lab, app, url, "--connect-timeout", "1")
+        assert result.verdict("route-loop") == "fail"
+        assert result.says("route-loop", "--fake-range")
+
+
 def test_proxy_of_root_on_this_machine(lab, machine):
     result = check(lab, machine, "socks5://127.0.0.1:1081", "--connect-timeout", "1")
     assert result.verdict("route-loop") == "fail"

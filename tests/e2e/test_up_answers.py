@@ -8,6 +8,7 @@ import ctypes
 import os
 import socket
 import subprocess
+import threading
 
 import pytest
 
@@ -55,6 +56,30 @@ def assert_pinged(world, host):
     assert peer == host and packet[20] == 0, "no echo reply"
 
 
+class Talk:
+    """Says something on a connection and has it back, all the time."""
+
+    def __init__(self, sock):
+        self.sock, self.rounds, self.problem = sock, 0, None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        try:
+            while not self._over.is_set():
+                self.sock.sendall(b"talk")
+                assert self.sock.recv(9) == b"talk"
+                self.rounds += 1
+        except (OSError, AssertionError) as problem:
+            self.problem = problem
+
+    def stop(self):
+        self._over.set()
+        self._thread.join(10)
+        assert self.rounds and self.problem is None, self.problem
+
+
 @pytest.mark.parametrize("options", [(), ("--kill-switch",), ("--no-lan",), ("--gateway",),
                                      ("--exclude-uid", "nobody"), ("--mtu", "9000")],
                          ids=lambda options: " ".join(options) or "plain")
@@ -62,10 +87,10 @@ def test_connections_from_afar(desktop, lab, serve, service, options):
     """Begun before `up`, while it runs, and still there after it; the machine's own are captured."""
     before = desktop.state()
     early = [lab.world.connect(host, PORT) for host in addresses(desktop)]
-    for sock in early:
-        sock.sendall(b"before")
-        assert sock.recv(9) == b"before"
+    talks = [Talk(sock) for sock in early]
     with desktop.up(serve.url, *options):
+        for talk in talks:
+            talk.stop()
         with Capture(desktop.gw, "wan0") as uplink:
             assert_answers(lab.world, desktop)
             late = [lab.world.connect(host, PORT) for host in addresses(desktop)]
@@ -83,10 +108,10 @@ def test_connections_from_afar(desktop, lab, serve, service, options):
         with pytest.raises(ConnectionRefusedError):  # the kernel's own answer
             lab.world.connect(desktop.lan4, 4)
         exchange(desktop.printer, desktop.lan4, PORT)
-    for sock in (*early, *late):
-        sock.sendall(b"after")
-        assert sock.recv(9) == b"after"
-        sock.close()
+        talks = [Talk(sock) for sock in (*early, *late)]
+    for talk in talks:
+        talk.stop()
+        talk.sock.close()
     desktop.assert_state(before)
 
 

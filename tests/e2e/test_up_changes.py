@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -204,6 +205,44 @@ def test_proxy_within_a_fake_or_captured_range(desktop, lab):
         assert lan.beside(desktop.printer4) == []
     proxy.stop()
     lab.processes.remove(proxy)
+
+
+def test_local_networks_too(desktop, lab, serve):
+    """--no-lan: what is on the desktop's own cable is reached by way of the proxy."""
+    with desktop.up(serve.url, "--no-lan"), Capture(desktop.gw, "d0") as lan:
+        for host in (desktop.printer4, desktop.printer6):
+            exchange(desktop.space, host)
+        with desktop.space.udp() as sock:
+            sock.sendto(b"datagram", (desktop.printer4, 7))
+            assert sock.recv(100) == b"datagram"
+    assert lan.packets and lan.beside(lab.proxy4) == []
+
+
+def test_proxy_in_the_fake_range_is_refused(desktop):
+    """Nothing outside of the tunnel can be reached there: a line says so, before any change."""
+    before = desktop.state()
+    for url in ("socks5://198.18.7.7", "socks5://[fdc0:4c56::7]"):
+        up = desktop.start_up(url)
+        assert up.wait_end() == 1
+        up.checked = True
+        assert "--fake-range" in up.log and len(up.lines) == 1
+    desktop.assert_state(before)
+
+
+def test_no_other_program_is_started(desktop, serve, tmp_path):
+    """Neither ip nor nft nor a shell: not to begin, not to end, not for down."""
+    for argv in (("up", serve.url), ("up", "--gateway", "--kill-switch", serve.url), ("down",)):
+        desktop.assert_harmless()
+        tracer = desktop.space.popen("strace", "-f", "-qq", "-e", "trace=execve", "-o", tmp_path / "calls",
+                                     CULVERT, *argv, stderr=subprocess.PIPE, text=True)
+        line = tracer.stderr.readline()
+        assert "ready" in line or "nothing to undo" in line
+        if argv[0] == "up":
+            with open(f"/proc/{tracer.pid}/task/{tracer.pid}/children", encoding="ascii") as file:
+                os.kill(int(file.read().split()[0]), signal.SIGTERM)
+        tracer.wait(20)
+        calls = [line for line in (tmp_path / "calls").read_text().splitlines() if "execve(" in line]
+        assert len(calls) == 1 and "culvert" in calls[0], calls
 
 
 def test_device_that_was_there_before(desktop, lab, serve):

@@ -14,7 +14,7 @@ import lab as laboratory
 from desktop import Desktop
 from netns import wait_for
 
-STEP = int(os.environ.get("UP_KILL_STEP", "9"))
+STEP = int(os.environ.get("UP_KILL_STEP", "12"))
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -32,7 +32,6 @@ def killer(tmp_path_factory):
 @pytest.fixture(scope="module")
 def desktop(lab):
     with Desktop(lab) as made:
-        made.space.sysctl("net.ipv4.conf.eth0.rp_filter=1")
         yield made
 
 
@@ -49,8 +48,9 @@ def run_until_killed(desktop, killer, at, count_file, *argv):
 
 
 @pytest.mark.deadline(600)
-@pytest.mark.parametrize("options", ((), ("--kill-switch", "--gateway")), ids=("plain", "most"))
-def test_killed_at_any_stage(desktop, serve, killer, tmp_path, options):
+@pytest.mark.parametrize("rp_filter,options", ((0, ()), (1, ("--kill-switch", "--gateway")), (2, ())))
+def test_killed_at_any_stage(desktop, serve, killer, tmp_path, rp_filter, options):
+    desktop.space.sysctl(f"net.ipv4.conf.eth0.rp_filter={rp_filter}")
     before = desktop.state()
     argv = (serve.url, *options)
     assert run_until_killed(desktop, killer, 0, tmp_path / "count", *argv) == 0

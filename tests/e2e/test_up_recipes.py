@@ -10,6 +10,7 @@ from desktop import Capture, Desktop
 from netns import wait_for
 from servers import TcpServer
 from test_up import exchange
+from test_up_changes import run_as
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,8 @@ def test_watching_with_tcpdump(desktop, lab, serve, tmp_path):
     capture = tmp_path / "watched.pcap"
     blob = bytes(range(256)) * 2048
     server = TcpServer(lab.world, lambda connection: connection.sendall(blob), port=8000)
-    with desktop.up(serve.url, "--no-offload"):
+    with desktop.up(serve.url, "--no-offload", "--include-uid", "root"):
+        run_as(desktop, "nobody", lab.world4)  # of no concern
         dump = desktop.space.popen("tcpdump", "-i", "culvert0", "-w", capture, "-U", "-Z", "root",
                                    stderr=subprocess.PIPE)
         assert b"listening" in dump.stderr.readline()

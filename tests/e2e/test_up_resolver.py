@@ -4,11 +4,12 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 
 import pytest
 
-from desktop import Capture, Desktop, copy_etc
+from desktop import Capture, Desktop, Wrapped, copy_etc
 from lab import CULVERT
 from netns import wait_for
 from test_up import exchange
@@ -62,6 +63,26 @@ def test_link_stays_a_link(desktop, lab, serve, tmp_path):
         assert (etc / "resolv.conf").read_text() == "nameserver 192.168.50.1\n# fresh\n"
 
 
+def test_readers_see_one_file_or_the_other(desktop, serve, tmp_path):
+    """Whoever reads while it is exchanged, and again back, gets a whole file."""
+    with desktop.private_etc(tmp_path) as (etc, space):
+        original = "".join(f"nameserver 192.168.50.{i}\n" for i in range(1, 200))
+        (etc / "resolv.conf").write_text(original)
+        seen, over = set(), threading.Event()
+
+        def read():
+            while not over.is_set():
+                seen.add((etc / "resolv.conf").read_text())
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        for _ in range(3):
+            space.up(serve.url).stop()
+        over.set()
+        reader.join()
+        assert original in seen and len(seen) == 2, seen
+
+
 @pytest.mark.parametrize("end", ("stop", "kill"))
 def test_link_in_a_folder_that_cannot_be_written(desktop, lab, serve, tmp_path, end):
     """Where it leads to is written in place, and comes back with its time."""
@@ -95,6 +116,20 @@ def test_dhcp_renames_a_new_file_over_it(desktop, serve, tmp_path):
             assert up.count("rewritten") == 1
         assert (etc / "resolv.conf").read_text() == "# dhclient\nnameserver 192.168.50.1\n"
         assert [name for name, *_ in listing(etc)] == ["resolv.conf"]
+
+
+@pytest.mark.parametrize("options", ((), ("--kill-switch",)))
+def test_nothing_is_left_in_run(desktop, serve, tmp_path, options):
+    """Neither files nor the folder; but after a kill, what `down` needs."""
+    script = f'mount --bind {tmp_path} /run && exec "$@"'
+    space = Wrapped(desktop, *desktop.space.argv("unshare", "-m", "sh", "-c", script, "sh"))
+    space.up(*options, serve.url).stop()
+    assert list(tmp_path.iterdir()) == []
+    space.up(*options, serve.url).kill()
+    assert (tmp_path / "culvert").exists()
+    for _ in range(2):
+        assert space.run(CULVERT, "down").returncode == 0
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_after_a_power_failure(desktop, serve, tmp_path):
@@ -208,7 +243,6 @@ class Resolved:
         os.chown(run / "systemd" / "resolve", 4712, 4712)
         (folder / "bus.conf").write_text(BUS_CONFIG.format(path="/run/dbus/system_bus_socket"))
         script = (f"mount --bind {etc} /etc && mount --rbind {run} /run && exec \"$@\"")
-        from desktop import Wrapped
         self.space = Wrapped(desktop, "nsenter", f"--net=/run/netns/{desktop.space.name}",
                              "unshare", "-m", "setpriv", "--pdeathsig", "KILL", "sh", "-c", script,
                              "sh")

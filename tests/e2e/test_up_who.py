@@ -195,8 +195,8 @@ def test_forwarded_packets(desktop, lab, serve):
             done = inner.run("curl", "-sS", "-m", "5", "telnet://www.test:7", input="hi\n")
             assert "hi" in done.stdout, done.stderr
         assert lan.packets and lan.beside(lab.proxy4) == []
-        errors = inner.run("sh", "-c", "grep -h Udp: /proc/net/snmp; nstat -az TcpInCsumErrors")
-        assert int(errors.stdout.split("TcpInCsumErrors")[1].split()[0]) == 0
+        for counter in ("TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors"):
+            assert inner.run("nstat", "-az", counter, check=True).stdout.split(counter)[1].split()[0] == "0"
     desktop.assert_state(before)
     # reverse paths of what is forwarded are looked up as user 0's
     desktop.space.sysctl("net.ipv4.conf.all.rp_filter=1")
