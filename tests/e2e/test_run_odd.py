@@ -82,7 +82,7 @@ def test_closed_streams_stay_closed(user, serve, folder, closed):
 def test_passed_descriptors_are_let_go(user, serve):
     """What is served in the background holds none of them."""
     ours, theirs = os.pipe()
-    command = f"sleep 5 </dev/null >/dev/null 2>&1 {theirs}>&- & echo through >&{theirs}"
+    command = f"sleep 2 </dev/null >/dev/null 2>&1 {theirs}>&- & echo through >&{theirs}"
     user.run(CULVERT, "run", serve.url, "--", "bash", "-c", command, pass_fds=[theirs])
     os.close(theirs)
     with open(ours, "rb") as file:

@@ -14,7 +14,7 @@ import lab as laboratory
 from desktop import Desktop
 from netns import wait_for
 
-STEP = int(os.environ.get("UP_KILL_STEP", "12"))
+STEP = int(os.environ.get("UP_KILL_STEP", "16"))
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
