@@ -137,9 +137,14 @@ static void dial_free(struct dial *d)
 static void on_done(void *arg)
 {
     struct dial *d = arg;
+    struct loop_io *watch = d->result.watch;
+    if (watch && !d->keep_watch) {
+        loop_ignore(watch);
+        d->result.watch = NULL;
+    }
     d->fn(d->arg, &d->result);
-    if (d->result.watch)
-        loop_ignore(d->result.watch);
+    if (watch)
+        loop_ignore(watch);
     dial_free(d);
 }
 
@@ -324,10 +329,7 @@ static void succeed(struct dial *d, struct attempt *a)
     d->live--;
     d->result.fd = attempt_take_socket(a);
     d->result.hung_up = a->hung_up;
-    if (d->keep_watch)
-        d->result.watch = &a->io;
-    else
-        loop_ignore(&a->io);
+    d->result.watch = &a->io; /* a connect() that succeeds at once comes before dial_keep_watch() */
     finish(d, DIAL_OK);
 }
 
