@@ -35,6 +35,10 @@ struct library {
     int (*append_array)(struct sd_bus_message *m, char type, const void *bytes, size_t size);
     int (*call)(struct sd_bus *bus, struct sd_bus_message *m, uint64_t timeout_us, void *error,
                 struct sd_bus_message **reply);
+    /* each takes NULL, too */
+    struct sd_bus_message *(*message_unref)(struct sd_bus_message *m);
+    struct sd_bus_creds *(*creds_unref)(struct sd_bus_creds *creds);
+    struct sd_bus *(*close)(struct sd_bus *bus);
 };
 
 static bool open_library(struct library *lib)
@@ -51,9 +55,12 @@ static bool open_library(struct library *lib)
     *(void **)&lib->close_container = dlsym(handle, "sd_bus_message_close_container");
     *(void **)&lib->append_array = dlsym(handle, "sd_bus_message_append_array");
     *(void **)&lib->call = dlsym(handle, "sd_bus_call");
+    *(void **)&lib->message_unref = dlsym(handle, "sd_bus_message_unref");
+    *(void **)&lib->creds_unref = dlsym(handle, "sd_bus_creds_unref");
+    *(void **)&lib->close = dlsym(handle, "sd_bus_flush_close_unref");
     return lib->open_system && lib->get_name_creds && lib->creds_get_pid && lib->new_method_call &&
            lib->append && lib->open_container && lib->close_container && lib->append_array &&
-           lib->call;
+           lib->call && lib->message_unref && lib->creds_unref && lib->close;
 }
 
 struct client {
@@ -75,6 +82,7 @@ static void finish(struct client *c, struct sd_bus_message *m)
     enum { CALL_TIMEOUT_US = 5000000 };
     if (c->error >= 0)
         c->error = c->lib.call(c->bus, m, CALL_TIMEOUT_US, NULL, NULL);
+    c->lib.message_unref(m);
 }
 
 /* --- the calls (org.freedesktop.resolve1(5)) -------------------------------------------------- */
@@ -158,29 +166,40 @@ static bool find_service(struct client *c)
 {
     struct sd_bus_creds *creds = NULL;
     pid_t pid = 0;
-    return open_library(&c->lib) && c->lib.open_system(&c->bus) >= 0 &&
-           c->lib.get_name_creds(c->bus, service, CREDS_PID, &creds) >= 0 &&
-           c->lib.creds_get_pid(creds, &pid) >= 0 && in_our_network(pid);
+    bool found = c->lib.open_system(&c->bus) >= 0 &&
+                 c->lib.get_name_creds(c->bus, service, CREDS_PID, &creds) >= 0 &&
+                 c->lib.creds_get_pid(creds, &pid) >= 0 && in_our_network(pid);
+    c->lib.creds_unref(creds);
+    return found;
+}
+
+static void set_link(struct client *c, int ifindex, const struct addr *server)
+{
+    set_link_mode(c, "SetLinkDNSSEC", ifindex);
+    set_link_mode(c, "SetLinkDNSOverTLS", ifindex);
+    set_link_mode(c, "SetLinkLLMNR", ifindex);
+    set_link_mode(c, "SetLinkMulticastDNS", ifindex);
+    set_link_dns(c, ifindex, server);
+    set_link_default_route(c, ifindex);
+    set_link_domains(c, ifindex);
 }
 
 /* `server` NULL: revert. Returns an errno as the child's exit status. */
 static int talk(int ifindex, const struct addr *server)
 {
     struct client c = {.bus = NULL};
-    if (!find_service(&c))
+    if (!open_library(&c.lib))
         return ENOENT;
-    if (server) {
-        set_link_mode(&c, "SetLinkDNSSEC", ifindex);
-        set_link_mode(&c, "SetLinkDNSOverTLS", ifindex);
-        set_link_mode(&c, "SetLinkLLMNR", ifindex);
-        set_link_mode(&c, "SetLinkMulticastDNS", ifindex);
-        set_link_dns(&c, ifindex, server);
-        set_link_default_route(&c, ifindex);
-        set_link_domains(&c, ifindex);
-    } else {
+    bool found = find_service(&c);
+    if (found && server)
+        set_link(&c, ifindex, server);
+    else if (found)
         revert_link(&c, ifindex);
-    }
-    call_plain(&c, "FlushCaches");
+    if (found)
+        call_plain(&c, "FlushCaches");
+    c.lib.close(c.bus);
+    if (!found)
+        return ENOENT;
     return c.error < 0 ? EIO : 0;
 }
 
