@@ -87,19 +87,26 @@ static void line_add_time(struct line *l)
              utc.tm_mday, utc.tm_hour, utc.tm_min, utc.tm_sec, (int)(now.tv_nsec / 1000000));
 }
 
-/*
- * Everything but printable ASCII is escaped, and the backslash, so that neither a terminal's
- * escapes nor a forged line can come out of a name that a remote sent.
- */
-static void line_add_escaped(struct line *l, const char *text)
+size_t log_escape(char *out, size_t size, const char *text)
 {
-    for (; *text && sizeof(l->bytes) - l->len > 5; text++) {
+    static const char digits[] = "0123456789abcdef";
+    size_t len = 0;
+    for (; *text; text++) {
         unsigned char c = (unsigned char)*text;
-        if (c >= 0x20 && c < 0x7f && c != '\\')
-            l->bytes[l->len++] = (char)c;
-        else
-            line_add(l, "\\x%02x", c);
+        bool plain = c >= 0x20 && c < 0x7f && c != '\\';
+        if (len + (plain ? 1 : 4) >= size)
+            break;
+        if (plain) {
+            out[len++] = (char)c;
+            continue;
+        }
+        out[len++] = '\\';
+        out[len++] = 'x';
+        out[len++] = digits[c >> 4];
+        out[len++] = digits[c & 15];
     }
+    out[len] = '\0';
+    return len;
 }
 
 /*
@@ -144,7 +151,7 @@ void log_write(enum log_level level, const char *format, ...)
     line_add(&line, "culvert: ");
     if (level != LOG_LEVEL_INFO)
         line_add(&line, "%s: ", level_names[level]);
-    line_add_escaped(&line, message);
+    line.len += log_escape(line.bytes + line.len, sizeof(line.bytes) - line.len, message);
     if (suppressed_before > 0)
         line_add(&line, " (%" PRIu64 " such lines before it were left out)", suppressed_before);
     suppressed_before = 0;

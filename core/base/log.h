@@ -6,6 +6,7 @@
 #define CULVERT_BASE_LOG_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum log_level {
@@ -25,6 +26,13 @@ bool log_level_parse(const char *name, enum log_level *out);
 int log_open_file(const char *path);
 /* Where lines go: stderr, or the file's descriptor. */
 int log_descriptor(void);
+
+/*
+ * `text` with everything but printable ASCII escaped as \xHH, and the backslash, so that neither a
+ * terminal's escapes nor a forged line can come out of what a remote sent. What does not fit
+ * into `size` bytes is cut off, not in the middle of an escape. Returns the length; NUL-terminated.
+ */
+size_t log_escape(char *out, size_t size, const char *text);
 
 /* One line without its newline. A full disk or a closed stderr loses the line, never the process.
  */

@@ -39,7 +39,7 @@ void check_remedy(struct check_result *r, const char *format, ...)
 
 enum { WIDTH = 100, INDENT = 40 };
 
-/* Word by word from column INDENT on, after `lead`. Control characters do not reach a terminal. */
+/* Word by word from column INDENT on, after `lead`. Only printable ASCII reaches a terminal. */
 static void print_wrapped(FILE *out, const char *lead, const char *text)
 {
     size_t column = INDENT + strlen(lead);
@@ -56,7 +56,7 @@ static void print_wrapped(FILE *out, const char *lead, const char *text)
         }
         for (size_t i = 0; i < len; i++) {
             unsigned char c = (unsigned char)text[i];
-            fputc(c < ' ' || c == 0x7f ? '?' : c, out);
+            fputc(c < ' ' || c >= 0x7f ? '?' : c, out);
         }
         column += len;
         text += len;

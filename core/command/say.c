@@ -9,20 +9,20 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "core/base/log.h"
+
 void say(const char *format, ...)
 {
-    static const char prefix[] = "culvert: ";
-    char line[1024];
-    size_t used = sizeof(prefix) - 1;
-    memcpy(line, prefix, used);
+    char text[1024];
+    char line[4 * sizeof(text)] = "culvert: ";
+    size_t used = strlen(line);
 
     va_list args;
     va_start(args, format);
-    size_t room = sizeof(line) - used - 1;
-    int n = vsnprintf(line + used, room, format, args);
+    if (vsnprintf(text, sizeof(text), format, args) < 0)
+        text[0] = '\0';
     va_end(args);
-    if (n > 0)
-        used += (size_t)n < room ? (size_t)n : room - 1;
+    used += log_escape(line + used, sizeof(line) - used - 1, text);
     line[used++] = '\n';
     ssize_t written = write(STDERR_FILENO, line, used);
     (void)written; /* stderr is gone: there is nobody left to tell */

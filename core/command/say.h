@@ -8,7 +8,7 @@
 /* Exit statuses (CLI contract). */
 enum { EXIT_STOPPED = 0, EXIT_REFUSED = 1, EXIT_USAGE = 2 };
 
-/* "culvert: " and one line, without its newline, in a single write. */
+/* "culvert: " and one line, without its newline, in a single write, escaped as the log's are. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /*

@@ -51,6 +51,19 @@ static void test_lines_and_levels(void **state)
     assert_string_equal(text, "culvert: ready 7\nculvert: error: no\nculvert: trace: shown\n");
 }
 
+static void test_escapes_are_cut_whole(void **state)
+{
+    (void)state;
+    char out[8];
+    assert_int_equal(log_escape(out, sizeof(out), "abc\x1b"), 7);
+    assert_string_equal(out, "abc\\x1b");
+    assert_int_equal(log_escape(out, sizeof(out), "abcd\x1b"), 4);
+    assert_string_equal(out, "abcd");
+    assert_int_equal(log_escape(out, sizeof(out), "abcdefghi"), 7);
+    assert_int_equal(log_escape(out, 1, "a"), 0);
+    assert_string_equal(out, "");
+}
+
 static void test_remote_text_is_escaped(void **state)
 {
     (void)state;
@@ -151,6 +164,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_lines_and_levels),
         cmocka_unit_test(test_remote_text_is_escaped),
+        cmocka_unit_test(test_escapes_are_cut_whole),
         cmocka_unit_test(test_long_lines_are_cut),
         cmocka_unit_test(test_level_names),
         cmocka_unit_test(test_closed_stderr_loses_the_line_only),
