@@ -2,10 +2,14 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
+#include "core/base/sanitized.h"
 #include "core/command/commands.h"
 #include "core/command/options.h"
+#include "core/command/proxy_variables.h"
+#include "core/command/secrets.h"
 #include "core/worker/process.h"
 #include "core/command/say.h"
 
@@ -35,7 +39,7 @@ static bool open_log(const struct options *o)
     return false;
 }
 
-static int run_command(const struct options *o)
+static int run_command(struct options *o)
 {
     switch (o->command) {
     case COMMAND_TUN:
@@ -56,9 +60,24 @@ static int run_command(const struct options *o)
     return EXIT_USAGE;
 }
 
+/*
+ * From here on no password is in this process' memory or environment, nor may others of its user
+ * look for one: an ordinary user's processes could trace it, and open its descriptors.
+ */
+static bool seal_secrets(struct options *o)
+{
+    if (o->command != COMMAND_SERVE && o->command != COMMAND_DOWN)
+        proxy_variables_hide(o);
+    (void)prctl(PR_SET_DUMPABLE, CULVERT_SANITIZED, 0, 0, 0);
+    int error = secrets_seal(o);
+    if (error < 0)
+        say("cannot put the password away: %s", strerror(-error));
+    return error == 0;
+}
+
 static int run(struct options *o)
 {
-    if (!open_log(o))
+    if (!seal_secrets(o) || !open_log(o))
         return EXIT_REFUSED;
     if (o->command != COMMAND_RUN) /* which hands on to its command what it was given */
         process_prepare_relay();

@@ -16,6 +16,7 @@
 #include "socks/client.h"
 
 #include <assert.h>
+#include <string.h>
 
 #include "core/base/cursor.h"
 #include "socks/address.h"
@@ -117,6 +118,14 @@ void socks5_client_sent(struct socks5_client *c, size_t n)
 {
     assert(n <= (size_t)(c->out_len - c->out_sent));
     c->out_sent = (uint16_t)(c->out_sent + n);
+}
+
+void socks5_client_wipe(struct socks5_client *c)
+{
+    if (!c->with_credentials)
+        return;
+    explicit_bzero(c->out + c->auth_at, (size_t)(c->request_at - c->auth_at));
+    c->out_len = c->out_sent;
 }
 
 /* --- what is heard ------------------------------------------------------------------------ */

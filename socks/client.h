@@ -86,6 +86,8 @@ void socks5_client_init(struct socks5_client *c, const struct socks5_credentials
 size_t socks5_client_output(const struct socks5_client *c, const uint8_t **out);
 /* `n` bytes of them were sent. */
 void socks5_client_sent(struct socks5_client *c, size_t n);
+/* Nothing more is to be said: overwrite the credentials. What was heard stays. */
+void socks5_client_wipe(struct socks5_client *c);
 /*
  * How many bytes may be read from the proxy without reading past the reply's end; 0 once DONE or
  * FAILED. Payload that follows the reply stays in the socket.

@@ -3,10 +3,6 @@
  * is to be done meanwhile. What is asynchronous by nature (resolver, dials, attempts) runs on a
  * loop that is turned as long as a step waits for it; plain descriptors are polled. Each step
  * has the time of one connection.
- *
- * The proxy's sockets carry the mark that `up` would give them, where this process may set one,
- * so that a culvert which is up does not carry the check. The resolver's do not: the name is
- * looked up as any program would.
  */
 #include "core/check/check_parts.h"
 
@@ -15,38 +11,8 @@
 #include <string.h>
 #include <sys/random.h>
 #include <time.h>
-#include <unistd.h>
 
-#include <linux/capability.h>
-
-#include "core/command/commands.h"
 #include "core/dns/dns_message.h"
-#include "core/up/routing.h"
-#include "core/command/say.h"
-
-const struct check_step check_steps[] = {
-    {"name", "proxy's name", check_name},
-    {"reach", "TCP to the proxy", check_reach},
-    {"rtt", "round trip", check_round_trip},
-    {"login", "method, credentials", check_login},
-    {"connect-name", "CONNECT by name", check_connect_name},
-    {"connect-v6", "CONNECT to IPv6", check_connect_v6},
-    {"connect-v4", "CONNECT to IPv4", check_connect_v4},
-    {"dns-tcp", "DNS over TCP", check_dns_over_tcp},
-    {"pipelining", "pipelined handshake", check_pipelining},
-    {"udp-associate", "UDP ASSOCIATE", check_associate},
-    {"udp-answer", "UDP answers", check_udp_answer},
-    {"udp-filtering", "UDP from strangers", check_udp_filtering},
-    {"udp-mapping", "UDP port mapping", check_udp_mapping},
-    {"route-loop", "route loop", check_route_loop},
-    {"tun", "/dev/net/tun", check_tun},
-    {"privileges", "privileges", check_privileges},
-    {"rules", "rules, nftables", check_rules},
-    {"offloads", "offloads", check_offloads},
-    {"rp-filter", "rp_filter", check_rp_filter},
-    {"namespaces", "namespaces for run", check_namespaces},
-};
-const size_t check_step_count = sizeof(check_steps) / sizeof(check_steps[0]);
 
 /* --- time ------------------------------------------------------------------------------------- */
 
@@ -216,70 +182,4 @@ bool check_is_dns_answer(const uint8_t *bytes, size_t len, uint16_t id)
     uint16_t flags = reader_u16(&r);
     reader_skip(&r, 8);
     return !r.bad && got == id && (flags & DNS_FLAG_QR);
-}
-
-/* --- all of it -------------------------------------------------------------------------------- */
-
-static bool open_check(struct check *c, const struct options *o)
-{
-    c->options = o;
-    c->outbound = o->outbound;
-    if (c->outbound.mark == 0 && check_has_capability(CAP_NET_ADMIN))
-        c->outbound.mark = ROUTING_MARK;
-    c->timeout_ms = o->outbound.connect_timeout_ms;
-    c->control_fd = c->udp_fd = -1;
-    c->accepted = check_is_direct(c);
-    c->loop = loop_new();
-    c->resolver = c->loop ? resolver_new(c->loop, &o->outbound) : NULL;
-    if (c->resolver)
-        c->proxy = proxy_new(c->loop, c->resolver, &o->proxy, &c->outbound, false);
-    if (!c->proxy)
-        say("cannot check: %s", strerror(ENOMEM));
-    return c->proxy != NULL;
-}
-
-static void close_check(struct check *c)
-{
-    if (c->udp_fd >= 0)
-        close(c->udp_fd);
-    if (c->control_fd >= 0)
-        close(c->control_fd);
-    if (c->proxy)
-        proxy_free(c->proxy);
-    if (c->resolver)
-        resolver_free(c->resolver);
-    if (c->loop)
-        loop_free(c->loop);
-}
-
-static void run_steps(struct check *c, struct check_report *report)
-{
-    static struct check_result result;
-    for (size_t i = 0; i < check_step_count; i++) {
-        result = (struct check_result){.verdict = CHECK_SKIPPED, .ms = -1};
-        double began = check_now();
-        check_steps[i].run(c, &result);
-        if (result.ms < 0)
-            result.ms = check_now() - began;
-        check_report_step(report, &check_steps[i], &result);
-    }
-}
-
-int command_check(const struct options *o)
-{
-    static struct check c;
-    struct check_report report = {.out = stdout, .json = o->check.json};
-    char url[600];
-    if (!options_given(o, "log-level"))
-        log_set_level(LOG_LEVEL_ERROR); /* the steps say what there is to say */
-    if (!open_check(&c, o)) {
-        close_check(&c);
-        return EXIT_REFUSED;
-    }
-    check_report_begin(&report, proxy_url_format(&o->proxy, url, sizeof(url)));
-    run_steps(&c, &report);
-    check_report_end(&report);
-    close_check(&c);
-    bool written = fflush(stdout) == 0 && !ferror(stdout);
-    return written && report.counts[CHECK_FAIL] == 0 ? EXIT_STOPPED : EXIT_REFUSED;
 }

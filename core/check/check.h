@@ -1,7 +1,7 @@
 /*
  * `culvert check`: what a proxy and this machine can do, as a list of steps.
  *
- * Steps are data (check_steps[] in check.c) and run one after the other; each looks at what the
+ * Steps are data (check_steps[] in check_run.c) and run one after the other; each looks at what the
  * ones before have found. A verdict is `fail` exactly where `up`, given the same options, would
  * not work, so that the exit status is whether any step failed.
  */

@@ -19,7 +19,8 @@ struct check_stun {
 struct check {
     const struct options *options;
     struct outbound_options outbound; /* towards the proxy, as `up` would have it */
-    unsigned timeout_ms;              /* of one step */
+    struct outbound_options resolver_outbound;
+    unsigned timeout_ms; /* of one step */
     struct loop *loop;
     struct resolver *resolver;
     struct proxy *proxy; /* speaks step by step: pipelining is a step of its own */

@@ -5,6 +5,8 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "core/command/secrets.h"
+
 static const char direct_text[] = "direct:// has no proxy";
 
 /* --- its name --------------------------------------------------------------------------------- */
@@ -229,7 +231,7 @@ static void on_talk(void *arg, struct attempt *a, enum attempt_event event)
 static const struct socks5_credentials *credentials(const struct check *c,
                                                     struct socks5_credentials *room)
 {
-    const struct proxy_url *url = &c->options->proxy;
+    const struct proxy_url *url = secrets_proxy(c->options);
     *room = (struct socks5_credentials){.user = url->user, .password = url->password};
     return url->has_credentials ? room : NULL;
 }

@@ -30,17 +30,16 @@ static int open_socket(struct check *c)
 {
     struct sockaddr_storage sa;
     socklen_t len = endpoint_to_sockaddr(&c->relay, &sa);
-    c->udp_fd = socket(sa.ss_family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (c->udp_fd < 0)
-        return -errno;
-    int error = outbound_prepare_socket(c->udp_fd, &c->outbound);
-    if (error == 0 && connect(c->udp_fd, (struct sockaddr *)&sa, len) != 0)
-        error = -errno;
-    if (error < 0) {
-        close(c->udp_fd);
-        c->udp_fd = -1;
+    int fd = outbound_open(&c->outbound, sa.ss_family, SOCK_DGRAM);
+    if (fd < 0)
+        return fd;
+    if (connect(fd, (struct sockaddr *)&sa, len) != 0) {
+        int error = -errno;
+        close(fd);
+        return error;
     }
-    return error;
+    c->udp_fd = fd;
+    return 0;
 }
 
 /* Without UDP `up` works, save where DNS is to be relayed as UDP. */

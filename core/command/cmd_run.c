@@ -7,9 +7,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "core/proxy/probe.h"
 #include "core/run/run.h"
 #include "core/run/sandbox.h"
+#include "core/command/precheck.h"
+#include "core/command/proxy_variables.h"
 #include "core/command/say.h"
 
 /* For what the last of the command's processes has sent, such as an upload's end. */
@@ -49,28 +50,21 @@ static int start(struct run_job *job)
     return EXIT_REFUSED;
 }
 
-static int run_and_wait(const struct options *o)
+static int run_and_wait(struct options *o)
 {
-    struct options lingering = *o;
-    lingering.linger_s = LINGER_S;
-    struct run_job job = {
-        .options = &lingering, .report = {-1, -1}, .handover = {-1, -1}, .log = {-1, -1}};
+    struct run_job job = {.options = o, .report = {-1, -1}, .handover = {-1, -1}, .log = {-1, -1}};
+    o->linger_s = LINGER_S;
     int status = start(&job);
     close_channels(&job);
-    proxy_url_wipe(&lingering.proxy);
     return status;
 }
 
-int command_run(const struct options *options)
+int command_run(struct options *options)
 {
-    if (!sandbox_check())
+    if (!sandbox_check() || !precheck_user(options) || !precheck_proxy_name(options))
         return EXIT_REFUSED;
-    const char *error = probe_resolve(&options->proxy, &options->outbound);
-    if (error) {
-        say("the proxy's name %s does not resolve: %s; check the name and this machine's resolver, "
-            "or give its address",
-            options->proxy.host, error);
-        return EXIT_REFUSED;
-    }
-    return options->run.argv ? run_and_wait(options) : run_attach(options);
+    if (options->run.argv)
+        return run_and_wait(options);
+    proxy_variables_forget(options);
+    return run_attach(options);
 }

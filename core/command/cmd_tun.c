@@ -9,24 +9,14 @@
 #include "core/command/commands.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 
-#include "core/worker/confine.h"
-#include "core/proxy/probe.h"
+#include "core/command/precheck.h"
 #include "core/command/say.h"
 #include "core/command/tun_setup.h"
-#include "core/worker/workers.h"
+#include "core/worker/process.h"
+#include "core/worker/tunnel.h"
 #include "stack/link.h"
-
-static void block_stop_signals(void)
-{
-    sigset_t stop;
-    sigemptyset(&stop);
-    sigaddset(&stop, SIGTERM);
-    sigaddset(&stop, SIGINT);
-    (void)sigprocmask(SIG_BLOCK, &stop, NULL);
-}
 
 static int announce(void *arg)
 {
@@ -41,7 +31,7 @@ static int announce(void *arg)
 
 static int relay(struct tun_setup *s)
 {
-    int error = workers_run(s->queues, s->queue_count, s->options, announce, s);
+    int error = tunnel_run(s->queues, s->queue_count, s->options, announce, s);
     if (error == 0) {
         notify_service_manager("STOPPING=1");
         return EXIT_STOPPED;
@@ -61,19 +51,7 @@ static bool check_surroundings(const struct options *o)
     if (interface[0] != '\0' && link_index(interface) < 0)
         log_warn("no interface %s now; connections to the proxy will fail until it is there",
                  interface);
-    struct confine_user user;
-    const char *no_user = confine_find_user(o->user, &user);
-    if (no_user) {
-        say("cannot run as user %s: %s; choose another with --user", o->user, no_user);
-        return false;
-    }
-    const char *error = probe_resolve(&o->proxy, &o->outbound);
-    if (!error)
-        return true;
-    say("the proxy's name %s does not resolve: %s; check the name and this machine's resolver, or "
-        "give its address",
-        o->proxy.host, error);
-    return false;
+    return precheck_user(o) && precheck_proxy_name(o);
 }
 
 int command_tun(const struct options *options)
@@ -81,7 +59,7 @@ int command_tun(const struct options *options)
     struct tun_setup setup = {.options = options};
     if (!check_surroundings(options))
         return EXIT_REFUSED;
-    block_stop_signals();
+    process_block_stop_signals();
     int status = tun_setup_open(&setup) ? relay(&setup) : EXIT_REFUSED;
     tun_setup_undo(&setup);
     return status;

@@ -25,7 +25,7 @@
 #include "core/up/gateway.h"
 #include "core/up/leak_guard.h"
 #include "core/proxy/local_proxy.h"
-#include "core/proxy/probe.h"
+#include "core/command/precheck.h"
 #include "core/up/resolved.h"
 #include "core/up/rp_filter.h"
 #include "core/up/sysctl.h"
@@ -215,8 +215,7 @@ static int put_back(struct up *up, int status)
 {
     notify_service_manager("STOPPING=1");
     int undone = up_state_undo(&up->state, false);
-    workers_free(up->workers);
-    up->workers = NULL;
+    up_watch_stop_workers(up);
     tun_setup_undo(&up->tun);
     if (undone < 0 && undone != -ENOENT) {
         say("try culvert down when what hindered it is gone");
@@ -228,8 +227,7 @@ static int put_back(struct up *up, int status)
 
 static int leave_blocked(struct up *up, int status)
 {
-    workers_free(up->workers);
-    up->workers = NULL;
+    up_watch_stop_workers(up);
     tun_setup_undo(&up->tun);
     say("traffic stays blocked (--kill-switch) until culvert down");
     return status;
@@ -292,16 +290,6 @@ static bool is_outside(const struct options *o)
     return true;
 }
 
-static bool resolve_proxy(const struct options *o)
-{
-    const char *error = probe_resolve(&o->proxy, &o->outbound);
-    if (error)
-        say("the proxy's name %s does not resolve: %s; check the name and this machine's "
-            "resolver, or give its address",
-            o->proxy.host, error);
-    return error == NULL;
-}
-
 /* Only a warning: it may reach the world in ways that we do not see. */
 static void warn_of_loop(const struct up *up)
 {
@@ -347,7 +335,7 @@ static bool prepare(struct up *up)
     if (!clean_up_after_killed(up))
         return false;
     up->clean = !up->resumed;
-    if (!is_outside(&up->options) || !resolve_proxy(&up->options) || !save_resolvers(up))
+    if (!is_outside(&up->options) || !precheck_proxy_name(&up->options) || !save_resolvers(up))
         return false;
     warn_of_loop(up);
     up->journal = journal_open(up->state.journal, &error);
@@ -388,7 +376,7 @@ int command_up(const struct options *options)
 {
     static struct up up; /* large: two sets of options */
     up_watch_block_signals();
-    if (!claim(&up))
+    if (!precheck_user(options) || !claim(&up))
         return EXIT_REFUSED;
     fill_options(&up, options);
     int status = run(&up);

@@ -8,7 +8,7 @@
 #include "core/command/options.h"
 
 int command_tun(const struct options *options);   /* cmd_tun.c */
-int command_run(const struct options *options);   /* cmd_run.c */
+int command_run(struct options *options);         /* cmd_run.c */
 int command_serve(const struct options *options); /* cmd_serve.c */
 int command_up(const struct options *options);    /* cmd_up.c */
 int command_check(const struct options *options); /* check.c */

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "core/command/options_table.h"
+#include "core/command/proxy_variables.h"
 
 /* Values are stored through the table's offsets as these sizes. */
 static_assert(sizeof(unsigned) == sizeof(uint32_t) && sizeof(int) == sizeof(uint32_t), "numbers");
@@ -145,14 +146,6 @@ static void free_secret(char *text)
     free(text);
 }
 
-static void forget_environment(struct options *o)
-{
-    for (size_t i = 0; i < 2; i++) {
-        free_secret(o->run.environment[i]);
-        o->run.environment[i] = NULL;
-    }
-}
-
 /* Only `run` hands an environment on. */
 static void forget_secrets(struct parse *p)
 {
@@ -160,7 +153,7 @@ static void forget_secrets(struct parse *p)
         free_secret(p->secrets[i]);
     free(p->secrets);
     if (p->out->command != COMMAND_RUN)
-        forget_environment(p->out);
+        proxy_variables_forget(p->out);
 }
 
 /*
@@ -679,6 +672,7 @@ enum options_verdict options_parse(int argc, char **argv, struct options *out,
 {
     memset(out, 0, sizeof(*out));
     out->tun_fd = -1;
+    out->secrets_fd = -1;
     error[0] = '\0';
     struct parse p = {.argc = argc, .argv = argv, .at = 1, .out = out, .error = error};
     enum options_verdict verdict = read_everything(&p);
@@ -692,5 +686,5 @@ void options_wipe(struct options *o)
 {
     proxy_url_wipe(&o->proxy);
     explicit_bzero(&o->auth, sizeof(o->auth));
-    forget_environment(o);
+    proxy_variables_forget(o);
 }

@@ -7,7 +7,7 @@
  *
  * Secrets: options_parse() begins by overwriting every password in argv, and the whole of
  * ALL_PROXY, in place, so that ps and /proc/PID/environ do not show them. From then on they exist
- * in `struct options` only, and in no message.
+ * in `struct options` only, and in no message; core/command/secrets.h takes them from there.
  */
 #ifndef CULVERT_OPTIONS_H
 #define CULVERT_OPTIONS_H
@@ -101,6 +101,9 @@ struct options {
     enum command command;
     uint64_t given; /* a bit an option that the user gave; see options_given() */
     struct proxy_url proxy;
+    /* core/command/secrets.h: where the passwords are. -1: there are none */
+    int secrets_fd;
+    const struct secrets *secrets; /* NULL: this process does not see them */
 
     /* the device */
     char tun_name[16];

@@ -261,9 +261,9 @@ const struct option_spec option_table[] = {
         .name = "user",
         .kind = OPTION_PATH,
         .argument = "NAME",
-        .commands = TUN | UP | RUN,
+        .commands = TUN | UP | RUN | SERVE | CHECK,
         .offset = FIELD(user),
-        .help = "The user that the processes run as that read packets and the proxy's answers. "
+        .help = "The user that the processes run as that read what comes from the network. "
                 "Default: nobody where culvert is started as root.",
     },
     {

@@ -109,6 +109,7 @@ int attempt_start(struct attempt *a, struct loop *loop, const struct outbound_op
 
 void attempt_close(struct attempt *a)
 {
+    socks5_client_wipe(&a->client);
     loop_ignore(&a->io);
     if (a->fd >= 0)
         close(a->fd);
@@ -118,6 +119,7 @@ void attempt_close(struct attempt *a)
 int attempt_take_socket(struct attempt *a)
 {
     int fd = a->fd;
+    socks5_client_wipe(&a->client);
     a->fd = -1;
     return fd;
 }

@@ -16,7 +16,7 @@ static bool wants_broker(const struct outbound_options *o, int type)
 int outbound_open(const struct outbound_options *options, int family, int type)
 {
     if (wants_broker(options, type))
-        return broker_ask(options->broker, family, type);
+        return broker_ask(options->broker, family, type, BROKER_OUTER);
     int fd = socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
@@ -25,4 +25,12 @@ int outbound_open(const struct outbound_options *options, int family, int type)
         return fd;
     close(fd);
     return error;
+}
+
+int outbound_open_inner(const struct outbound_options *options, int family)
+{
+    if (options->broker)
+        return broker_ask(options->broker, family, SOCK_DGRAM, BROKER_INNER);
+    int fd = socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    return fd < 0 ? -errno : fd;
 }

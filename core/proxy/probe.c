@@ -149,19 +149,20 @@ static void on_first_answer(void *arg, const struct resolver_answer *answer)
     r->error = answer->count > 0 ? NULL : answer->error;
 }
 
-const char *probe_resolve(const struct proxy_url *url, const struct outbound_options *outbound)
+const char *probe_resolve(const struct proxy_url *url, const struct outbound_options *outbound,
+                          bool (*before_asking)(void))
 {
     if (url->scheme == PROXY_SCHEME_DIRECT || url->host_is_addr)
         return NULL;
     struct resolution r = {.error = strerror(ENOMEM)};
     struct loop *loop = loop_new();
     struct resolver *resolver = loop ? resolver_new(loop, outbound) : NULL;
-    if (resolver && resolver_lookup(resolver, url->host, on_first_answer, &r)) {
+    bool ready = resolver && (!before_asking || before_asking());
+    if (ready && resolver_lookup(resolver, url->host, on_first_answer, &r)) {
         while (!r.answered) /* the resolver's own time-outs bound it */
             loop_turn(loop, true);
     }
-    if (resolver)
-        resolver_free(resolver);
+    resolver_free(resolver);
     loop_free(loop);
     return r.error;
 }

@@ -10,10 +10,12 @@
 #include "socks/url.h"
 
 /*
- * Resolve the proxy's name, waiting for the answer with a loop of its own. NULL when there is an
+ * Resolve the proxy's name, waiting for the answer with a loop of its own. `before_asking` is
+ * called when that is set up, and may say no; NULL: nobody wants to know. NULL when there is an
  * address, else why there is none (static text).
  */
-const char *probe_resolve(const struct proxy_url *url, const struct outbound_options *outbound);
+const char *probe_resolve(const struct proxy_url *url, const struct outbound_options *outbound,
+                          bool (*before_asking)(void));
 
 struct probe;
 

@@ -25,6 +25,8 @@ struct outbound_options {
  * SOCK_DGRAM), with mark and interface applied. The descriptor, or -errno.
  */
 int outbound_open(const struct outbound_options *options, int family, int type);
+/* A datagram socket of the same kind towards a client of ours: neither mark nor interface. */
+int outbound_open_inner(const struct outbound_options *options, int family);
 /* Apply mark and interface to a socket of one's own. 0 or -errno. */
 int outbound_prepare_socket(int fd, const struct outbound_options *options);
 /*

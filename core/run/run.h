@@ -32,7 +32,7 @@ struct run_report {
 
 /* Descriptors by pairs, all close-on-exec; each process closes what is not its own. -1: closed. */
 struct run_job {
-    const struct options *options;
+    struct options *options;
     int report[2];   /* socket: [0] the front, [1] the reaper, and the relay until it is ready */
     int handover[2]; /* socket: [1] CMD, which sends the device; [0] the relay, which takes it,
                         and the front, which sends a byte when CMD may begin */
@@ -44,6 +44,8 @@ struct run_job {
 
 /* Close one end that is not this process' own. */
 void run_close(int *fd);
+/* The proxy's password is the relay's alone, other proxies' are the command's: here they go. */
+void run_forget_secrets(struct run_job *job);
 /*
  * Let go of what is the command's, lest its end be waited for in vain: the streams from stdin to
  * `last`, descriptors that the parent process passed, the working directory.

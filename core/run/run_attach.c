@@ -24,7 +24,7 @@
 #include "core/worker/process.h"
 #include "core/run/sandbox.h"
 #include "core/command/say.h"
-#include "core/worker/workers.h"
+#include "core/worker/tunnel.h"
 
 enum { NAMESPACE_TEXT_MAX = 320 };
 
@@ -115,6 +115,8 @@ static _Noreturn void stay_within(struct attach *a)
 {
     struct tun_setup setup = {.options = a->options};
     char byte;
+    if (a->options->secrets_fd >= 0)
+        close(a->options->secrets_fd);
     run_close(&a->sock[0]);
     bool made = enter(a) && tun_setup_open(&setup) && sandbox_route(setup.device->name, true) &&
                 run_send_device(a->sock[1], &setup) == 0;
@@ -145,22 +147,13 @@ static int relay(struct attach *a)
     if (error == -ECONNRESET)
         return EXIT_REFUSED; /* the child has said why */
     if (error == 0)
-        error = workers_run(a->device.queues, a->device.count, a->options, announce, a);
+        error = tunnel_run(a->device.queues, a->device.count, a->options, announce, a);
     notify_service_manager("STOPPING=1");
     run_close_device(&a->device);
     if (error == 0)
         return EXIT_STOPPED;
     say("cannot relay: %s", strerror(-error));
     return EXIT_REFUSED;
-}
-
-static void block_stop_signals(void)
-{
-    sigset_t stop;
-    sigemptyset(&stop);
-    sigaddset(&stop, SIGTERM);
-    sigaddset(&stop, SIGINT);
-    (void)sigprocmask(SIG_BLOCK, &stop, NULL);
 }
 
 /* With the child: it blocks the signals for good, and is ended by closing the socket. */
@@ -170,7 +163,7 @@ static int relay_with_child(struct attach *a)
         say("cannot make a socket: %s", strerror(errno));
         return EXIT_REFUSED;
     }
-    block_stop_signals();
+    process_block_stop_signals();
     pid_t child = fork();
     if (child == 0)
         stay_within(a);
@@ -178,7 +171,7 @@ static int relay_with_child(struct attach *a)
     if (child < 0)
         say("cannot start a process: %s", strerror(errno));
     int status = child < 0 ? EXIT_REFUSED : relay(a);
-    block_stop_signals();
+    process_block_stop_signals();
     run_close(&a->sock[0]);
     if (child > 0)
         (void)waitpid(child, NULL, 0);

@@ -14,49 +14,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "core/run/sandbox.h"
+#include "core/command/proxy_variables.h"
 #include "core/command/say.h"
+#include "core/command/secrets.h"
+#include "core/run/sandbox.h"
 
 enum { EXIT_NOT_EXECUTABLE = 126, EXIT_NOT_FOUND = 127 };
 
 /* --- the command ------------------------------------------------------------------------------ */
-
-static bool same_proxy(const char *text, const struct proxy_url *used)
-{
-    struct proxy_url other;
-    if (proxy_url_parse(text, &other) != NULL)
-        return false;
-    bool same = other.port == used->port && other.scheme == used->scheme &&
-                strcasecmp(other.host, used->host) == 0;
-    proxy_url_wipe(&other);
-    return same;
-}
-
-/*
- * The user's own environment, without the variables that name the proxy that is used: the
- * command has no way to it, needs none, and is not to learn its password.
- */
-static void restore_environment(const struct options *o)
-{
-    static const char *const others[] = {"http_proxy",  "HTTP_PROXY",  "https_proxy", "HTTPS_PROXY",
-                                         "socks_proxy", "SOCKS_PROXY", "ftp_proxy",   "FTP_PROXY"};
-    for (size_t i = 0; i < 2; i++) {
-        const char *value = o->run.environment[i];
-        if (value && !same_proxy(value, &o->proxy))
-            (void)setenv(options_environment[i], value, 1);
-    }
-    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
-        const char *value = getenv(others[i]);
-        if (value && same_proxy(value, &o->proxy))
-            (void)unsetenv(others[i]);
-    }
-}
 
 /* Pass the device out, and wait until packets are relayed. False: the relay has said why not. */
 static bool hand_over(struct run_job *job, const struct tun_setup *setup)
@@ -118,12 +88,13 @@ static _Noreturn void execute(const struct run_job *job)
 static _Noreturn void become_command(struct run_job *job)
 {
     struct tun_setup setup = {.options = job->options};
+    secrets_drop(job->options);
     run_close(&job->report[1]);
     run_close(&job->log[1]);
     run_close(&job->handover[0]);
     if (!sandbox_enter(&setup) || !hand_over(job, &setup))
         _exit(EXIT_REFUSED);
-    restore_environment(job->options);
+    proxy_variables_restore(job->options);
     execute(job);
 }
 
@@ -179,6 +150,7 @@ void run_reaper(struct run_job *job)
         become_command(job);
     if (command < 0)
         say("cannot start a process: %s", strerror(errno));
+    run_forget_secrets(job);
     run_close(&job->handover[0]);
     run_close(&job->handover[1]);
     run_close(&job->log[1]);

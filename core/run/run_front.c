@@ -254,6 +254,7 @@ int run_front(struct run_job *job)
 {
     struct front f = {.job = job};
     sigset_t set = passed_on_set();
+    run_forget_secrets(job);
     run_close(&job->report[1]);
     run_close(&job->handover[1]);
     run_close(&job->log[1]);

@@ -9,6 +9,8 @@
 #include <unistd.h>
 
 #include "core/base/log.h"
+#include "core/command/proxy_variables.h"
+#include "core/command/secrets.h"
 
 /* Room for all descriptors, aligned for their header. */
 union control {
@@ -99,6 +101,12 @@ void run_close(int *fd)
     if (*fd >= 0)
         close(*fd);
     *fd = -1;
+}
+
+void run_forget_secrets(struct run_job *job)
+{
+    secrets_drop(job->options);
+    proxy_variables_forget(job->options);
 }
 
 /* What the parent process passed beyond stderr. Our own descriptors are close-on-exec. */

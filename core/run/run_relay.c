@@ -17,8 +17,9 @@
 #include <unistd.h>
 
 #include "core/worker/process.h"
+#include "core/command/proxy_variables.h"
 #include "core/command/say.h"
-#include "core/worker/workers.h"
+#include "core/worker/tunnel.h"
 
 static volatile pid_t reaper; /* 0: none, or collected */
 
@@ -80,7 +81,7 @@ static int relay(struct relay *r)
     if (error == -ECONNRESET)
         return EXIT_REFUSED; /* the command's process has ended, and said why */
     if (error == 0)
-        error = workers_run(r->device.queues, r->device.count, o, announce, r);
+        error = tunnel_run(r->device.queues, r->device.count, o, announce, r);
     if (error < 0)
         say("cannot relay: %s", strerror(-error));
     run_close_device(&r->device);
@@ -119,6 +120,7 @@ int run_relay(struct run_job *job)
         return EXIT_REFUSED;
     }
     reaper = pid;
+    proxy_variables_forget(job->options);
     leave_session(job);
     process_prepare_relay();
     int status = relay(&r);

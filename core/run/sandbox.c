@@ -29,7 +29,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -37,6 +36,7 @@
 #include <linux/capability.h>
 
 #include "core/command/say.h"
+#include "core/worker/id_map.h"
 #include "stack/link.h"
 
 static const char resolv_conf[] = "/etc/resolv.conf";
@@ -110,28 +110,12 @@ static int write_file(const char *path, const char *text)
     return error;
 }
 
-static int write_id_map(const char *path, unsigned id)
-{
-    char line[48];
-    (void)snprintf(line, sizeof(line), "%u %u 1\n", id, id);
-    return write_file(path, line);
-}
-
-/* 0 or -errno. Groups may not be dropped in there, else a group that is denied access could be. */
+/* 0 or -errno. */
 static int enter_user_namespace(void)
 {
-    unsigned uid = geteuid();
-    unsigned gid = getegid();
-    if (unshare(CLONE_NEWUSER) != 0)
-        return -errno;
-    (void)prctl(PR_SET_DUMPABLE, 1, 0, 0,
-                0); /* else /proc/self is root's where culvert is not readable */
-    int error = write_file("/proc/self/setgroups", "deny");
-    if (error == 0 || error == -ENOENT)
-        error = write_id_map("/proc/self/gid_map", gid);
-    if (error == 0)
-        error = write_id_map("/proc/self/uid_map", uid);
-    return error;
+    uid_t uid = geteuid();
+    gid_t gid = getegid();
+    return unshare(CLONE_NEWUSER) != 0 ? -errno : id_map_self(uid, gid);
 }
 
 int sandbox_unshare(void)

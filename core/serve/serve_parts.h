@@ -24,9 +24,15 @@ struct server {
     struct relay_pool *pool;
     struct udp_batch *batch; /* all associations' */
     struct link sessions;
-    struct link handshakes; /* those that have not asked for anything yet, oldest first */
+    struct link handshakes;   /* those that have not asked for anything yet, oldest first */
+    struct link associations; /* the one used longest ago first */
     uint64_t next_id;
+    uint64_t resources_quiet_until; /* ms of the loop's clock */
 };
+
+/* Descriptors or memory have run out, with the errno `error`: say so, if that is not said already.
+ */
+void server_note_no_resources(struct server *s, int error);
 
 /*
  * Take a client's connection, a non-blocking socket, which is consumed in any case. 0 or -errno.
@@ -39,6 +45,7 @@ void session_close_all(struct server *s);
  * has been there for a second at least. False if there is none.
  */
 bool session_evict(struct server *s);
+enum { EVICT_AFTER_MS = 1000 };
 
 /* --- associations --------------------------------------------------------------------------- */
 
@@ -56,6 +63,11 @@ struct association_request {
  */
 struct association *association_new(struct server *s, const struct association_request *request,
                                     struct endpoint *bound, int *error);
+/*
+ * Descriptors have run out: close the sockets of the association that was used longest ago, if that
+ * is a second ago at least, and tell its owner that it is idle. False if there is none.
+ */
+bool association_evict(struct server *s);
 /* Not from a callback of its own. */
 void association_free(struct association *a);
 

@@ -28,7 +28,7 @@
 #include "core/base/log.h"
 #include "socks/server.h"
 
-enum { HANDSHAKE_MS = 20 * 1000, LINGER_MS = 2000, EVICT_AFTER_MS = 1000, READ_BYTES = 2048 };
+enum { HANDSHAKE_MS = 20 * 1000, LINGER_MS = 2000, READ_BYTES = 2048 };
 
 enum session_state {
     SESSION_HANDSHAKE,
@@ -280,9 +280,7 @@ static void start_association(struct session *s)
     if (error == 0)
         s->association = association_new(s->server, &request, &bound, &error);
     if (!s->association) {
-        static struct log_limit limit = LOG_LIMIT(3);
-        log_limited(LOG_LEVEL_WARN, &limit, "serve %llu: no association: %s",
-                    (unsigned long long)s->id, strerror(-error));
+        server_note_no_resources(s->server, -error);
         refuse(s, SOCKS5_REPLY_GENERAL_FAILURE);
         return;
     }
@@ -340,6 +338,7 @@ static void shake_hands(struct session *s)
 {
     uint8_t buffer[READ_BYTES];
     long n;
+    bool more;
 
     do {
         n = relay_read_early(&s->relay, buffer, sizeof buffer);
@@ -349,7 +348,9 @@ static void shake_hands(struct session *s)
             close_session(s, false);
             return;
         }
-    } while (hear(s, buffer, (size_t)n));
+        more = hear(s, buffer, (size_t)n);
+        explicit_bzero(buffer, (size_t)n); /* a password may be in it */
+    } while (more);
 }
 
 /* The client's socket became ready before it is relayed. */

@@ -25,6 +25,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "core/base/log.h"
 #include "socks/datagram.h"
@@ -57,6 +58,8 @@ struct udp_name {
 
 struct association {
     struct server *server;
+    struct link link; /* in server->associations */
+    uint64_t used_ms;
     struct association_request request;
     struct endpoint client; /* port 0: not known yet */
     struct batch_socket inner, outer;
@@ -75,7 +78,7 @@ static bool may_reach(const struct association *a, const struct endpoint *to)
     if (to->port == 0)
         return false;
     if (addr_is_loopback(&to->addr))
-        return a->server->options->outbound.allow_loopback;
+        return a->server->options->outbound->allow_loopback;
     return addr_is_routable(&to->addr);
 }
 
@@ -275,11 +278,20 @@ static void relay_in(struct association *a, const struct udp_received *item)
 
 /* --- sockets -------------------------------------------------------------------------------- */
 
+static void note_use(struct association *a)
+{
+    a->used_ms = loop_now(a->server->loop);
+    list_remove(&a->link);
+    list_push_back(&a->server->associations, &a->link);
+}
+
 static void on_inner(void *arg, unsigned ready)
 {
     struct association *a = arg;
     struct udp_batch *batch = a->server->batch;
     (void)ready;
+
+    note_use(a);
 
     for (int i = 0; i < BATCHES_A_TURN; i++) {
         int count = udp_batch_receive(batch, &a->inner);
@@ -296,6 +308,8 @@ static void on_outer(void *arg, unsigned ready)
     struct association *a = arg;
     struct udp_batch *batch = a->server->batch;
     (void)ready;
+
+    note_use(a);
 
     for (int i = 0; i < BATCHES_A_TURN; i++) {
         int count = udp_batch_receive(batch, &a->outer);
@@ -324,11 +338,23 @@ static void on_idle_timer(void *arg)
                      1000ull * a->server->options->udp_idle_timeout_s, on_idle_timer, a);
 }
 
+static int take_socket(const struct association *a, struct batch_socket *s, int fd, bool v6,
+                       bool v6_only)
+{
+    if (fd < 0)
+        return fd;
+    batch_socket_init(s, fd, v6, v6_only);
+    if (!a->server->options->outbound->broker) /* whose sockets have large buffers already */
+        batch_socket_widen(s);
+    return 0;
+}
+
 static int open_inner(struct association *a)
 {
     struct endpoint local = {a->request.local.addr, 0};
-    int error = batch_socket_open(&a->inner, !addr_is_v4(&local.addr), true);
-
+    bool v6 = !addr_is_v4(&local.addr);
+    int fd = outbound_open_inner(a->server->options->outbound, v6 ? AF_INET6 : AF_INET);
+    int error = take_socket(a, &a->inner, fd, v6, true);
     if (error == 0)
         error = batch_socket_bind(&a->inner, &local);
     if (error == 0)
@@ -338,12 +364,12 @@ static int open_inner(struct association *a)
 
 static int open_outer(struct association *a)
 {
-    int error = batch_socket_open(&a->outer, true, false);
-
-    if (error == -EAFNOSUPPORT) /* a kernel without IPv6 */
-        error = batch_socket_open(&a->outer, false, false);
-    if (error == 0)
-        error = outbound_prepare_socket(a->outer.fd, &a->server->options->outbound);
+    const struct outbound_options *outbound = a->server->options->outbound;
+    int fd = outbound_open(outbound, AF_INET6, SOCK_DGRAM);
+    bool v6 = fd != -EAFNOSUPPORT; /* a kernel without IPv6 */
+    if (!v6)
+        fd = outbound_open(outbound, AF_INET, SOCK_DGRAM);
+    int error = take_socket(a, &a->outer, fd, v6, false);
     if (error == 0)
         error = loop_watch(a->server->loop, &a->outer_io, a->outer.fd, LOOP_READ, on_outer, a);
     return error;
@@ -362,6 +388,40 @@ static int take_hint(struct association *a)
     return batch_socket_connect(&a->inner, &a->client);
 }
 
+static void close_sockets(struct association *a)
+{
+    loop_timer_stop(&a->idle_timer);
+    loop_ignore(&a->inner_io);
+    loop_ignore(&a->outer_io);
+    batch_socket_close(&a->inner);
+    batch_socket_close(&a->outer);
+}
+
+bool association_evict(struct server *s)
+{
+    struct link *first = list_first(&s->associations);
+
+    if (!first)
+        return false;
+    struct association *a = CONTAINER_OF(first, struct association, link);
+    if (loop_now(s->loop) - a->used_ms < EVICT_AFTER_MS)
+        return false;
+    close_sockets(a);
+    list_remove(&a->link);
+    a->request.idle(a->request.arg);
+    return true;
+}
+
+static int open_sockets(struct association *a)
+{
+    int error = open_inner(a);
+    if (error == 0)
+        error = open_outer(a);
+    if (error < 0)
+        close_sockets(a);
+    return error;
+}
+
 struct association *association_new(struct server *s, const struct association_request *request,
                                     struct endpoint *bound, int *error)
 {
@@ -374,10 +434,11 @@ struct association *association_new(struct server *s, const struct association_r
     a->server = s;
     a->request = *request;
     a->inner.fd = a->outer.fd = -1;
+    list_init(&a->link);
     list_init(&a->names);
-    *error = open_inner(a);
-    if (*error == 0)
-        *error = open_outer(a);
+    *error = open_sockets(a);
+    if ((*error == -EMFILE || *error == -ENFILE) && association_evict(s))
+        *error = open_sockets(a);
     if (*error == 0)
         *error = take_hint(a);
     if (*error == 0)
@@ -386,6 +447,7 @@ struct association *association_new(struct server *s, const struct association_r
         association_free(a);
         return NULL;
     }
+    note_use(a);
     if (s->options->udp_idle_timeout_s > 0)
         loop_timer_start(s->loop, &a->idle_timer, 1000ull * s->options->udp_idle_timeout_s,
                          on_idle_timer, a);
@@ -397,11 +459,8 @@ void association_free(struct association *a)
     log_debug("serve %llu: association over, %llu datagrams passed, %llu dropped",
               (unsigned long long)a->request.id, (unsigned long long)a->passed,
               (unsigned long long)a->dropped);
-    loop_timer_stop(&a->idle_timer);
-    loop_ignore(&a->inner_io);
-    loop_ignore(&a->outer_io);
-    batch_socket_close(&a->inner);
-    batch_socket_close(&a->outer);
+    close_sockets(a);
+    list_remove(&a->link);
     while (!list_empty(&a->names))
         free_name(CONTAINER_OF(a->names.next, struct udp_name, link));
     free(a);

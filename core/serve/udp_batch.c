@@ -97,7 +97,6 @@ static socklen_t socket_address(bool v6, const struct endpoint *e, struct sockad
     return sizeof *sin6;
 }
 
-/* Room for a burst, more than the system's limit where we may. */
 static void widen(int fd, int option, int forced)
 {
     const int bytes = SOCKET_BUFFER_BYTES;
@@ -105,24 +104,25 @@ static void widen(int fd, int option, int forced)
         (void)setsockopt(fd, SOL_SOCKET, option, &bytes, sizeof bytes);
 }
 
-int batch_socket_open(struct batch_socket *s, bool v6, bool v6_only)
+void batch_socket_widen(const struct batch_socket *s)
+{
+    widen(s->fd, SO_RCVBUF, SO_RCVBUFFORCE);
+    widen(s->fd, SO_SNDBUF, SO_SNDBUFFORCE);
+}
+
+void batch_socket_init(struct batch_socket *s, int fd, bool v6, bool v6_only)
 {
     const int on = 1, off = 0;
     socklen_t len = sizeof(int);
     int probed;
 
+    s->fd = fd;
     s->v6 = v6;
-    s->fd = socket(v6 ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (s->fd < 0)
-        return -errno;
     if (v6)
         (void)setsockopt(s->fd, IPPROTO_IPV6, IPV6_V6ONLY, v6_only ? &on : &off, sizeof on);
-    widen(s->fd, SO_RCVBUF, SO_RCVBUFFORCE);
-    widen(s->fd, SO_SNDBUF, SO_SNDBUFFORCE);
     (void)setsockopt(s->fd, IPPROTO_UDP, UDP_GRO, &on, sizeof on);
     bool joins = getsockopt(s->fd, IPPROTO_UDP, UDP_SEGMENT, &probed, &len) == 0;
     s->segment_max = joins ? SEGMENT_BYTES_MAX : 0;
-    return 0;
 }
 
 void batch_socket_close(struct batch_socket *s)

@@ -27,10 +27,13 @@ struct batch_socket {
 };
 
 /*
- * Open one, with what makes batches work set where the kernel has it. 0 or -errno: EAFNOSUPPORT
- * where there is no such family. For AF_INET6 both families are served unless `v6_only`.
+ * Make one of `fd`, a datagram socket of AF_INET or AF_INET6 (`v6`), which is the batch socket's
+ * from now on: what makes batches work is set where the kernel has it. For AF_INET6 both families
+ * are served unless `v6_only`.
  */
-int batch_socket_open(struct batch_socket *s, bool v6, bool v6_only);
+void batch_socket_init(struct batch_socket *s, int fd, bool v6, bool v6_only);
+/* Make room for a burst, more than the system's limit where we may. */
+void batch_socket_widen(const struct batch_socket *s);
 void batch_socket_close(struct batch_socket *s);
 /* bind(2), connect(2) and getsockname(2) in our terms: 0 or -errno. */
 int batch_socket_bind(const struct batch_socket *s, const struct endpoint *to);

@@ -72,10 +72,18 @@ static void explain(const struct up *up, int error)
         say("cannot relay: %s", strerror(-error));
 }
 
+void up_watch_stop_workers(struct up *up)
+{
+    workers_free(up->workers);
+    tunnel_free(&up->tunnel);
+    up->workers = NULL;
+}
+
 bool up_watch_start_workers(struct up *up)
 {
-    up->workers = workers_new(up->tun.queues, up->tun.queue_count, &up->options);
-    int error = up->workers ? workers_start(up->workers) : -ENOMEM;
+    int error = tunnel_init(&up->tunnel, up->tun.queues, up->tun.queue_count, &up->options);
+    up->workers = error == 0 ? workers_new(&up->tunnel.work) : NULL;
+    error = up->workers ? workers_start(up->workers) : -ENOMEM;
     if (error < 0)
         explain(up, error);
     return error == 0;

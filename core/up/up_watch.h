@@ -18,7 +18,7 @@
 #include "core/up/routing.h"
 #include "core/command/tun_setup.h"
 #include "core/up/up_state.h"
-#include "core/worker/workers.h"
+#include "core/worker/tunnel.h"
 
 /* All that `up` knows. */
 struct up {
@@ -35,6 +35,7 @@ struct up {
     char upstream[RESOLVCONF_PATH_MAX]; /* another file that names the resolvers of before, or "" */
     bool leave_resolvconf;              /* it is not ours to write */
 
+    struct tunnel tunnel;
     struct workers *workers; /* NULL: not started */
     int signal_fd, events_fd, nft_fd, watch_fd;
 };
@@ -47,6 +48,8 @@ void up_watch_close(struct up *up);
 
 /* Start relaying. False: the user has been told. */
 bool up_watch_start_workers(struct up *up);
+/* However far starting them has come. */
+void up_watch_stop_workers(struct up *up);
 
 /* Watch until a signal asks to stop, or nothing can be relayed any more; the exit status. */
 int up_watch_run(struct up *up);

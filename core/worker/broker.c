@@ -11,7 +11,7 @@ enum { ANSWER_MS = 2000 };
 
 struct request {
     uint32_t number;
-    int32_t family, type;
+    int32_t family, type, side;
 };
 
 struct answer {
@@ -69,9 +69,10 @@ static int wait_for_answer(const struct broker *b)
     return n < 0 && errno != EINTR ? -errno : 0;
 }
 
-int broker_ask(struct broker *b, int family, int type)
+int broker_ask(struct broker *b, int family, int type, enum broker_side side)
 {
-    const struct request request = {.number = ++b->asked, .family = family, .type = type};
+    const struct request request = {
+        .number = ++b->asked, .family = family, .type = type, .side = (int32_t)side};
     if (send(b->fd, &request, sizeof(request), MSG_NOSIGNAL) < 0)
         return -errno;
     for (;;) {
@@ -94,7 +95,8 @@ int broker_ask(struct broker *b, int family, int type)
 static bool allowed(const struct request *r)
 {
     return (r->family == AF_INET || r->family == AF_INET6) &&
-           (r->type == SOCK_STREAM || r->type == SOCK_DGRAM);
+           (r->type == SOCK_STREAM || r->type == SOCK_DGRAM) &&
+           (r->side == BROKER_OUTER || r->side == BROKER_INNER);
 }
 
 /* What the kernel does not grant does not matter. */
@@ -112,7 +114,7 @@ static int make_socket(const struct request *r, const struct outbound_options *o
     int fd = socket(r->family, r->type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
-    int error = outbound_prepare_socket(fd, options);
+    int error = r->side == BROKER_OUTER ? outbound_prepare_socket(fd, options) : 0;
     if (error < 0) {
         close(fd);
         return error;

@@ -2,6 +2,7 @@
  * Theory: what reads packets is the part that will be broken into, so it must own nothing worth
  * the break-in. The steps, in the order that each leaves the next one possible:
  *
+ *   birth         a PID namespace of its own (core/worker/confine_fork.c)
  *   descriptors   a netlink socket or a lock that a privileged process has opened keeps its powers
  *   namespaces    a root of a few read-only directories; no other processes' IPC
  *   Landlock      the same once more, where mounting was not allowed
@@ -35,6 +36,7 @@
 #include <linux/capability.h>
 
 #include "core/base/log.h"
+#include "core/base/sanitized.h"
 #include "core/worker/confine_parts.h"
 
 /* --- the user --------------------------------------------------------------------------------- */

@@ -29,6 +29,13 @@ const char *confine_find_user(const char *name, struct confine_user *out);
 /* Have we got it, in effect? `capability` is CAP_.... */
 bool confine_has_capability(unsigned capability);
 
+/*
+ * fork(2), into a PID namespace of the child's own. Single-threaded processes only; the child goes
+ * on to confine_process(). `keeps_capabilities`: it is to have some over what is ours, which rules
+ * out a user namespace.
+ */
+pid_t confine_fork(const struct confine_user *user, bool keeps_capabilities);
+
 struct confine_plan {
     struct confine_user user;
     const int *descriptors; /* those that stay open, beside 0, 1, 2 and the log's */
@@ -45,7 +52,7 @@ struct confine_plan {
  */
 int confine_process(const struct confine_plan *plan);
 
-enum confine_role { CONFINE_WORKER, CONFINE_BROKER };
+enum confine_role { CONFINE_WORKER, CONFINE_SERVER, CONFINE_BROKER };
 
 /*
  * From now on only the system calls that the role needs (core/worker/confine_calls.c): others fail

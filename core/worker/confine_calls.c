@@ -24,7 +24,7 @@
 #include <seccomp.h>
 
 #include "core/base/log.h"
-#include "core/worker/confine_parts.h"
+#include "core/base/sanitized.h"
 
 enum { LIST_END = __NR_SCMP_ERROR };
 
@@ -88,6 +88,16 @@ static const int worker_calls[] = {
     SCMP_SYS(tgkill),
     SCMP_SYS(exit),
     SCMP_SYS(exit_group),
+    LIST_END,
+};
+
+/* Beside the worker's. */
+static const int server_calls[] = {
+    /* serve.c */
+    SCMP_SYS(accept4),
+    /* splice.c */
+    SCMP_SYS(splice),
+    SCMP_SYS(pipe2),
     LIST_END,
 };
 
@@ -230,6 +240,11 @@ static int add_role(scmp_filter_ctx filter, enum confine_role role)
     if (error < 0)
         return error;
     switch (role) {
+    case CONFINE_SERVER:
+        error = add_list(filter, SCMP_ACT_ALLOW, server_calls);
+        if (error < 0)
+            return error;
+        /* fall through */
     case CONFINE_WORKER:
         error = add_list(filter, SCMP_ACT_ALLOW, worker_calls);
         if (error == 0 && !CULVERT_SANITIZED)

@@ -2,17 +2,6 @@
 #ifndef CULVERT_CONFINE_PARTS_H
 #define CULVERT_CONFINE_PARTS_H
 
-#if defined(__SANITIZE_ADDRESS__)
-#define CULVERT_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define CULVERT_SANITIZED 1
-#endif
-#endif
-#ifndef CULVERT_SANITIZED
-#define CULVERT_SANITIZED 0
-#endif
-
 /*
  * Leave for mount and IPC namespaces of our own whose root holds the directories that the
  * resolver reads, and no other. Asks for CAP_SYS_ADMIN; where that is missing nothing changes.

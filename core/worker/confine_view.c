@@ -18,6 +18,7 @@
 #include <linux/landlock.h>
 
 #include "core/base/log.h"
+#include "core/base/sanitized.h"
 
 /* Covered while the new root is built there: nothing that is bound lies below it. */
 static const char new_root[] = "/proc";

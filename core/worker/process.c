@@ -18,3 +18,12 @@ void process_prepare_relay(void)
     raise_descriptor_limit();
     (void)signal(SIGPIPE, SIG_IGN);
 }
+
+void process_block_stop_signals(void)
+{
+    sigset_t stop;
+    sigemptyset(&stop);
+    sigaddset(&stop, SIGTERM);
+    sigaddset(&stop, SIGINT);
+    (void)sigprocmask(SIG_BLOCK, &stop, NULL);
+}

@@ -4,5 +4,7 @@
 
 /* As many descriptors as the hard limit allows; a broken pipe is an error, not a death. */
 void process_prepare_relay(void);
+/* SIGTERM and SIGINT wait for whoever takes them, as through a descriptor. */
+void process_block_stop_signals(void);
 
 #endif

@@ -14,10 +14,9 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "core/base/log.h"
-#include "core/dns/fakedns.h"
+#include "core/command/secrets.h"
 #include "core/flows.h"
 #include "core/proxy/probe.h"
 
@@ -233,51 +232,6 @@ static void fill_own_addresses(struct addr own[OWN_ADDRESSES_MAX], const struct 
         own[i] = o->addresses.items[i].addr;
 }
 
-int worker_shared_init(struct worker_shared *s, const struct options *o, unsigned count)
-{
-    struct addr own[OWN_ADDRESSES_MAX];
-    *s = (struct worker_shared){.count = count};
-    s->counters = mmap(NULL, count * sizeof(*s->counters), PROT_READ | PROT_WRITE,
-                       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (s->counters == MAP_FAILED) {
-        s->counters = NULL;
-        return -ENOMEM;
-    }
-    if (o->dns != DNS_FAKE)
-        return 0;
-    fill_own_addresses(own, o);
-    s->fake = fakedns_new_shared(o->fake_ranges.items, o->fake_ranges.count, own,
-                                 o->addresses.count, count);
-    return s->fake ? 0 : -ENOMEM;
-}
-
-void worker_shared_free(struct worker_shared *s)
-{
-    fakedns_free(s->fake);
-    if (s->counters)
-        munmap(s->counters, s->count * sizeof(*s->counters));
-    *s = (struct worker_shared){0};
-}
-
-void worker_shared_log_counters(const struct worker_shared *s)
-{
-    struct stack_counters sum = {0};
-    for (unsigned i = 0; i < s->count; i++) {
-        const struct stack_counters *c = &s->counters[i].stack;
-        sum.conns += c->conns;
-        sum.conns_opened += c->conns_opened;
-        sum.packets_in += c->packets_in;
-        sum.packets_out += c->packets_out;
-        sum.bytes_in += c->bytes_in;
-        sum.bytes_out += c->bytes_out;
-    }
-    log_info("%llu connections open, %llu so far; from applications %llu packets, %llu bytes; to "
-             "applications %llu packets, %llu bytes",
-             (unsigned long long)sum.conns, (unsigned long long)sum.conns_opened,
-             (unsigned long long)sum.packets_in, (unsigned long long)sum.bytes_in,
-             (unsigned long long)sum.packets_out, (unsigned long long)sum.bytes_out);
-}
-
 static int start_dns(struct worker *w, const struct options *o, struct fakedns *shared)
 {
     struct addr own[OWN_ADDRESSES_MAX];
@@ -319,8 +273,7 @@ static int watch_signals(struct run *r)
     return loop_signal_watch(r->worker.loop, &r->term, SIGTERM, on_signal, r);
 }
 
-static int start(struct run *r, const struct options *o, const struct worker_shared *shared,
-                 unsigned index)
+static int start(struct run *r, const struct options *o, const struct worker_seat *seat)
 {
     struct worker *w = &r->worker;
     w->loop = loop_new();
@@ -330,12 +283,12 @@ static int start(struct run *r, const struct options *o, const struct worker_sha
     if (w->resolver && o->resolver_conf)
         resolver_set_servers(w->resolver, o->resolver_conf, 0);
     if (w->resolver)
-        w->proxy = proxy_new(w->loop, w->resolver, &o->proxy, &o->outbound, o->pipeline);
+        w->proxy = proxy_new(w->loop, w->resolver, secrets_proxy(o), &o->outbound, o->pipeline);
     if (w->proxy == NULL)
         return -ENOMEM;
-    int error = start_dns(w, o, shared->fake);
+    int error = start_dns(w, o, seat->fake);
     if (error == 0)
-        error = start_flows(w, o, shared->counters ? &shared->counters[index].stack : NULL);
+        error = start_flows(w, o, seat->counters);
     if (error == 0)
         error = watch_signals(r);
     if (error == 0)
@@ -366,23 +319,21 @@ static void finish(struct run *r)
     loop_free(w->loop);
 }
 
-int worker_run_sharing(struct worker_shared *s, unsigned index, struct device *device,
-                       const struct options *options, worker_ready_fn *on_ready, void *arg)
+int worker_run(const struct worker_seat *seat, const struct options *options,
+               worker_ready_fn *on_ready, void *arg)
 {
     struct run r = {
-        .worker = {.device = device, .limits = &options->limits},
+        .worker = {.device = seat->device, .limits = &options->limits},
         .batch = 1,
         .tick_at_ms = UINT64_MAX,
         .linger_s = options->linger_s,
     };
-    if (s->fake)
-        fakedns_join(s->fake, index);
-    int error = start(&r, options, s, index);
+    int error = start(&r, options, seat);
     if (error != 0)
         log_error("cannot start relaying: %s", strerror(-error));
     if (error == 0 && on_ready)
         error = on_ready(arg);
-    if (error == 0 && index == 0)
+    if (error == 0 && seat->looks_at_proxy)
         r.probe =
             probe_start(r.worker.loop, r.worker.resolver, &options->proxy, &options->outbound);
     while (error == 0 && !r.stopped) {
@@ -392,11 +343,4 @@ int worker_run_sharing(struct worker_shared *s, unsigned index, struct device *d
     }
     finish(&r);
     return error != 0 ? error : r.worker.error;
-}
-
-int worker_run(struct device *device, const struct options *options, worker_ready_fn *on_ready,
-               void *arg)
-{
-    struct worker_shared alone = {.fake = NULL};
-    return worker_run_sharing(&alone, 0, device, options, on_ready, arg);
 }

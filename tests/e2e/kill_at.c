@@ -62,4 +62,5 @@ COUNTED(int, renameat2, (int a, const char *from, int b, const char *to, unsigne
         (a, from, b, to, flags))
 COUNTED(int, unlink, (const char *path), (path))
 COUNTED(pid_t, fork, (void), ())
+COUNTED(int, pipe2, (int ends[2], int flags), (ends, flags)) /* before a child is made */
 COUNTED(int, close, (int fd), (fd))

@@ -1,12 +1,12 @@
 """`culvert serve` with real clients: curl, and SOCKS5 spoken by hand."""
 
+import contextlib
 import hashlib
 import os
 import select
 import signal
 import socket
 import struct
-import subprocess
 import threading
 import time
 
@@ -47,12 +47,6 @@ def pattern(size, seed=1):
     """Bytes that a shift or a swap would not leave alike."""
     block = hashlib.shake_128(bytes([seed])).digest(65521)
     return (block * (size // len(block) + 1))[:size]
-
-
-def cpu_ticks(pid):
-    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
 
 
 def read_all(sock):
@@ -535,7 +529,8 @@ def test_bind_interface_and_mark(lab, app):
             association.send(b"x", lab.world4, 7)
             assert association.receive()[0] == b"x"
             lines = lab.mid.run("ss", "-tunapeO").stdout.splitlines()
-            ours = [line for line in lines if f"pid={server.pid}," in line]
+            ours = [line for line in lines
+                    if any(f"pid={pid}," in line for pid in server.children("culvert-server"))]
             assert sum("fwmark:0x4d" in line for line in ours) == 2, ours
     with lab.culvert_serve("--bind-interface", "lo") as server:
         assert socks5.reply_code(app, (server.host, server.port), lab.world4, 7) != socks5.SUCCEEDED
@@ -564,33 +559,49 @@ def test_stops_with_flows_open(lab, app, signo):
         each.close()
 
 
+def test_idle_associations_give_way(lab, app):
+    """Whoever has taken all descriptors for associations and left them idle locks nobody out."""
+    few = ("sh", "-c", 'ulimit -n 128; exec "$@"', "sh")
+    with Culvert(lab.mid, "serve", "--listen", f"{lab.proxy4}:0", before=few) as server:
+        server.wait_ready()
+        proxy = (lab.proxy4, int(server.lines[-1].split()[3].rpartition(":")[2]))
+        taken = []
+        with contextlib.suppress(socks5.Refused, OSError, EOFError):
+            for _ in range(200):
+                taken.append(socks5.Association(app, proxy, timeout=2))
+        assert 25 < len(taken) < 45
+        time.sleep(1.2)
+        for _ in range(20):
+            with socks5.Association(app, proxy) as association:
+                association.send(b"x", lab.world4, 7)
+                assert association.receive()[0] == b"x"
+        with socks5.connect(app, proxy, lab.world4, 7) as sock:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+        assert server.count("no new connections") == 1, server.log
+        for each in taken:
+            each.close()
+
+
 def test_descriptors_run_out(lab, app):
     """A clear line, no spin; who was served is served on, and new clients are when there is room."""
-    script = 'ulimit -n 64; exec "$@"'
-    lines = []
-    command = lab.mid.argv("sh", "-c", script, "sh", CULVERT, "serve",
-                           "--listen", f"{lab.proxy4}:0")
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True).start()
-    try:
-        ready = wait_for(lambda: next((x for x in list(lines) if "ready serve" in x), None), "ready")
-        proxy = (lab.proxy4, int(ready.split()[3].rpartition(":")[2]))
+    few = ("sh", "-c", 'ulimit -n 64; exec "$@"', "sh")
+    with Culvert(lab.mid, "serve", "--listen", f"{lab.proxy4}:0", before=few) as server:
+        server.wait_ready()
+        proxy = (lab.proxy4, int(server.lines[-1].split()[3].rpartition(":")[2]))
         good = socks5.connect(app, proxy, lab.world4, 7)
         silent = [app.connect(*proxy) for _ in range(100)]
         time.sleep(0.5)
-        ticks = cpu_ticks(process.pid)
+        before = server.cpu_seconds()
         time.sleep(1)
-        assert cpu_ticks(process.pid) - ticks < 20
+        assert server.cpu_seconds() - before < 0.2
         good.sendall(b"x")
         assert good.recv(1) == b"x"
-        said = [line for line in lines if "open files" in line]
-        assert 1 <= len(said) <= 4, lines
+        said = [line for line in server.lines if "open files" in line]
+        assert 1 <= len(said) <= 4, server.log
         for sock in silent:
             sock.close()
         with socks5.connect(app, proxy, lab.world4, 7) as again:
             again.sendall(b"y")
             assert again.recv(1) == b"y"
         good.close()
-    finally:
-        process.terminate()
-        assert process.wait(10) == 0

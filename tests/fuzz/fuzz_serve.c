@@ -137,8 +137,9 @@ static void start(const struct serve_options *options)
     list_init(&requests);
     list_init(&server.sessions);
     list_init(&server.handshakes);
+    list_init(&server.associations);
     server.loop = loop_new();
-    server.proxy = proxy_new(server.loop, NULL, &server.direct, &options->outbound, false);
+    server.proxy = proxy_new(server.loop, NULL, &server.direct, options->outbound, false);
     server.pool = relay_pool_new(server.loop);
     (void)signal(SIGPIPE, SIG_IGN); /* as serve_run() has it, for splice(2) */
     FUZZ_CHECK(batch && server.loop && server.proxy && server.pool);
@@ -159,9 +160,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static const struct socks5_credentials credentials = {"u", "p"};
     script_begin(reader_over(data, size));
     uint8_t modes = reader_u8(&script.input);
+    const struct outbound_options outbound = {
+        .connect_timeout_ms = 3000,
+        .allow_loopback = modes & ALLOW_LOOPBACK,
+    };
     const struct serve_options options = {
         .credentials = modes & WITH_CREDENTIALS ? &credentials : NULL,
-        .outbound = {.connect_timeout_ms = 3000, .allow_loopback = modes & ALLOW_LOOPBACK},
+        .outbound = &outbound,
         .udp_idle_timeout_s = 60,
     };
     hash_seed(1, 2);

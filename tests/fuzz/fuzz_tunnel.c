@@ -313,10 +313,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     name_peers();
     choose_options(&options, modes);
     struct device *d = world_begin_with_device(features);
-    struct worker_shared shared;
-    FUZZ_CHECK(worker_shared_init(&shared, &options, 1) == 0);
-    FUZZ_CHECK(worker_run_sharing(&shared, 0, d, &options, NULL, NULL) == 0);
-    worker_shared_free(&shared);
+    const struct worker_seat seat = {.device = d, .looks_at_proxy = true};
+    FUZZ_CHECK(worker_run(&seat, &options, NULL, NULL) == 0);
     drain_device();
     device_close(d);
     options_wipe(&options);

@@ -210,7 +210,8 @@ static void *run_worker(void *arg)
 {
     struct lab *l = arg;
     faults->kind = s.kind;
-    l->result = worker_run(l->device, &s.options, NULL, NULL);
+    const struct worker_seat seat = {.device = l->device, .looks_at_proxy = true};
+    l->result = worker_run(&seat, &s.options, NULL, NULL);
     faults->kind = FAULTS_NONE;
     l->running = false;
     sem_post(&s.pause);

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -23,27 +24,29 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <linux/capability.h>
+#include <linux/landlock.h>
 
+#include "core/base/sanitized.h"
 #include "core/worker/confine_parts.h"
 
 enum { REFUSED_ERRNO = 0, WENT_WELL = 1, CANNOT_CONFINE = 2, OTHER_ERRNO = 3 };
 
-static int confine_here(enum confine_role role)
+static int confine_here(const struct confine_user *user, enum confine_role role)
 {
-    struct confine_plan plan = {.descriptors = NULL};
-    return confine_find_user(NULL, &plan.user) || confine_process(&plan) < 0 ||
-                   confine_calls(role) < 0
-               ? -1
-               : 0;
+    const struct confine_plan plan = {.user = *user};
+    return confine_process(&plan) < 0 || confine_calls(role) < 0 ? -1 : 0;
 }
 
 /* The wait status of a confined child that does `attempt` (its result is a system call's). */
 static int try_in(enum confine_role role, long (*attempt)(void))
 {
-    pid_t child = fork();
+    struct confine_user user;
+    assert_null(confine_find_user(NULL, &user));
+    pid_t child = confine_fork(&user, false);
     assert_true(child >= 0);
     if (child == 0) {
-        if (confine_here(role) < 0)
+        if (confine_here(&user, role) < 0)
             _exit(CANNOT_CONFINE);
         long result = attempt();
         if (result >= 0)
@@ -55,21 +58,32 @@ static int try_in(enum confine_role role, long (*attempt)(void))
     return status;
 }
 
-static void assert_refused(long (*attempt)(void))
+static const enum confine_role roles[] = {CONFINE_WORKER, CONFINE_SERVER, CONFINE_BROKER};
+enum { ROLES = sizeof(roles) / sizeof(roles[0]) };
+
+static void assert_refused_to(enum confine_role role, long (*attempt)(void))
 {
-    int status = try_in(CONFINE_WORKER, attempt);
+    int status = try_in(role, attempt);
     assert_true(WIFEXITED(status));
     assert_int_equal(WEXITSTATUS(status), REFUSED_ERRNO);
+}
+
+static void assert_refused(long (*attempt)(void))
+{
+    for (size_t i = 0; i < ROLES; i++)
+        assert_refused_to(roles[i], attempt);
 }
 
 /* What an intruder would try ends the process; sanitizers need some of it. */
 static void assert_fatal(long (*attempt)(void))
 {
-    int status = try_in(CONFINE_WORKER, attempt);
-    if (CULVERT_SANITIZED)
-        return;
-    assert_true(WIFSIGNALED(status));
-    assert_int_equal(WTERMSIG(status), SIGSYS);
+    for (size_t i = 0; i < ROLES; i++) {
+        int status = try_in(roles[i], attempt);
+        if (CULVERT_SANITIZED)
+            continue;
+        assert_true(WIFSIGNALED(status));
+        assert_int_equal(WTERMSIG(status), SIGSYS);
+    }
 }
 
 /* --- attempts --------------------------------------------------------------------------------- */
@@ -164,6 +178,27 @@ static long mark_a_socket(void)
     return setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(mark));
 }
 
+static long leave_for_other_namespaces(void)
+{
+    return unshare(CLONE_NEWUSER);
+}
+
+static long make_io_uring(void)
+{
+    return syscall(SYS_io_uring_setup, 1, NULL);
+}
+
+static long accept_a_connection(void)
+{
+    return accept4(STDERR_FILENO, NULL, NULL, 0);
+}
+
+static long make_a_pipe(void)
+{
+    int ends[2];
+    return pipe(ends);
+}
+
 /* --- what must go on working ------------------------------------------------------------------ */
 
 static long read_resolv_conf(void)
@@ -195,6 +230,20 @@ static void test_intruders_calls_end_the_process(void **state)
     assert_fatal(trace_the_parent);
     assert_fatal(load_bpf);
     assert_fatal(mount_something);
+    assert_fatal(leave_for_other_namespaces);
+    assert_fatal(make_io_uring);
+}
+
+static void test_only_the_server_accepts(void **state)
+{
+    (void)state;
+    int status = try_in(CONFINE_SERVER, accept_a_connection);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), OTHER_ERRNO); /* ENOTSOCK: it may, there is none */
+    assert_refused_to(CONFINE_WORKER, accept_a_connection);
+    assert_refused_to(CONFINE_BROKER, accept_a_connection);
+    if (!CULVERT_SANITIZED)
+        assert_refused_to(CONFINE_WORKER, make_a_pipe);
 }
 
 static void test_calls_without_need_are_refused(void **state)
@@ -220,14 +269,40 @@ static void test_files_are_out_of_reach(void **state)
     assert_refused(read_secrets);
 }
 
+static bool kernel_has_landlock(void)
+{
+    return syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION) > 0;
+}
+
+/* As it is where namespaces are forbidden: every directory is still in sight. */
+static void test_landlock_alone_keeps_files_out_of_reach(void **state)
+{
+    (void)state;
+    if (!kernel_has_landlock())
+        skip();
+    pid_t child = fork();
+    if (child == 0) {
+        (void)prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        confine_files(NULL);
+        bool refused =
+            read_a_binary() < 0 && errno == EACCES && write_a_file() < 0 && errno == EACCES;
+        _exit(refused && read_resolv_conf() >= 0 ? REFUSED_ERRNO : OTHER_ERRNO);
+    }
+    int status = 0;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, REFUSED_ERRNO);
+}
+
 static void test_what_relaying_needs_works(void **state)
 {
     (void)state;
     long (*const needs[])(void) = {read_resolv_conf, make_a_tcp_socket, take_memory};
     for (size_t i = 0; i < sizeof(needs) / sizeof(needs[0]); i++) {
-        int status = try_in(CONFINE_WORKER, needs[i]);
-        assert_true(WIFEXITED(status));
-        assert_int_equal(WEXITSTATUS(status), WENT_WELL);
+        for (size_t role = 0; role < 2; role++) {
+            int status = try_in(roles[role], needs[i]);
+            assert_true(WIFEXITED(status));
+            assert_int_equal(WEXITSTATUS(status), WENT_WELL);
+        }
     }
 }
 
@@ -263,6 +338,70 @@ static void test_a_crash_leaves_no_core_file(void **state)
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_true(WIFSIGNALED(status));
     assert_false(WCOREDUMP(status));
+}
+
+/*
+ * Nobody else is there to be signalled, and yet it can be waited for and killed as any child. Who
+ * may not have a PID namespace (a container, perhaps) has a child all the same.
+ */
+static void test_a_child_is_alone(void **state)
+{
+    (void)state;
+    struct confine_user user;
+    int told[2];
+    pid_t self = 0;
+    assert_null(confine_find_user(NULL, &user));
+    assert_int_equal(pipe(told), 0);
+    pid_t child = confine_fork(&user, false);
+    assert_true(child >= 0);
+    if (child == 0) {
+        self = getpid();
+        (void)!write(told[1], &self, sizeof(self));
+        for (;;)
+            pause();
+    }
+    assert_int_equal(read(told[0], &self, sizeof(self)), sizeof(self));
+    assert_true(self == 1 || self == child);
+    if (geteuid() == 0 && confine_has_capability(CAP_SYS_ADMIN))
+        assert_int_equal(self, 1);
+    assert_int_equal(kill(child, SIGKILL), 0);
+    int status = 0;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    close(told[0]);
+    close(told[1]);
+}
+
+/* As it is where the log is a terminal's and the terminal goes: its supervisor's death is its own.
+ */
+static void test_a_child_dies_with_its_parent(void **state)
+{
+    (void)state;
+    struct confine_user user;
+    int life[2];
+    char byte;
+    assert_null(confine_find_user(NULL, &user));
+    assert_int_equal(pipe(life), 0);
+    pid_t parent = fork();
+    if (parent == 0) {
+        const struct confine_plan plan = {
+            .user = user, .descriptors = &life[1], .descriptor_count = 1};
+        if (confine_fork(&user, false) == 0) {
+            if (confine_process(&plan) < 0)
+                _exit(CANNOT_CONFINE);
+            (void)!write(life[1], "x", 1);
+            for (;;)
+                pause();
+        }
+        for (;;)
+            pause();
+    }
+    close(life[1]);
+    assert_int_equal(read(life[0], &byte, 1), 1);
+    assert_int_equal(kill(parent, SIGKILL), 0);
+    assert_int_equal(waitpid(parent, NULL, 0), parent);
+    assert_int_equal(read(life[0], &byte, 1), 0); /* the last who held it has gone */
+    close(life[0]);
 }
 
 static void test_other_descriptors_are_closed(void **state)
@@ -307,10 +446,14 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_users),
+        cmocka_unit_test(test_a_child_is_alone),
+        cmocka_unit_test(test_a_child_dies_with_its_parent),
         cmocka_unit_test(test_other_descriptors_are_closed),
+        cmocka_unit_test(test_only_the_server_accepts),
         cmocka_unit_test(test_intruders_calls_end_the_process),
         cmocka_unit_test(test_calls_without_need_are_refused),
         cmocka_unit_test(test_files_are_out_of_reach),
+        cmocka_unit_test(test_landlock_alone_keeps_files_out_of_reach),
         cmocka_unit_test(test_what_relaying_needs_works),
         cmocka_unit_test(test_marks_are_the_brokers),
         cmocka_unit_test(test_a_crash_leaves_no_core_file),

@@ -118,18 +118,18 @@ static void test_a_name_that_does_not_resolve(void **state)
     turns(l);
     probe_free(p);
     assert_non_null(strstr(logged(l), "not..a.name does not resolve"));
-    assert_non_null(probe_resolve(&l->url, &l->outbound));
+    assert_non_null(probe_resolve(&l->url, &l->outbound, NULL));
 }
 
 static void test_what_needs_no_resolving(void **state)
 {
     struct lab *l = *state;
-    assert_null(probe_resolve(&l->url, &l->outbound));
+    assert_null(probe_resolve(&l->url, &l->outbound, NULL));
     l->url.host_is_addr = false;
     strcpy(l->url.host, "127.0.0.1"); /* goes through the resolver, which knows numbers */
-    assert_null(probe_resolve(&l->url, &l->outbound));
+    assert_null(probe_resolve(&l->url, &l->outbound, NULL));
     l->url.scheme = PROXY_SCHEME_DIRECT;
-    assert_null(probe_resolve(&l->url, &l->outbound));
+    assert_null(probe_resolve(&l->url, &l->outbound, NULL));
     assert_null(probe_start(l->loop, l->resolver, &l->url, &l->outbound));
 }
 

@@ -1,0 +1,56 @@
+#include "core/command/precheck.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/command/say.h"
+#include "core/proxy/probe.h"
+#include "core/worker/errand.h"
+
+bool precheck_user(const struct options *o)
+{
+    struct confine_user user;
+    const char *problem = confine_find_user(o->user, &user);
+    if (problem)
+        say("cannot run as user %s: %s; choose another with --user", o->user, problem);
+    return problem == NULL;
+}
+
+struct name_answer {
+    char problem[160]; /* empty: it resolves */
+};
+
+/* In the child. */
+static void ask(const struct options *o, int say_fd, void *arg)
+{
+    struct name_answer answer = {.problem = ""};
+    (void)arg;
+    const char *problem = probe_resolve(&o->proxy, &o->outbound, errand_lock);
+    if (problem)
+        (void)snprintf(answer.problem, sizeof(answer.problem), "%s", problem);
+    errand_say(say_fd, &answer, sizeof(answer));
+}
+
+bool precheck_proxy_name(const struct options *o)
+{
+    struct errand errand;
+    struct name_answer answer;
+    if (o->proxy.scheme == PROXY_SCHEME_DIRECT || o->proxy.host_is_addr)
+        return true;
+    struct options asked = *o;
+    asked.resolver_conf = NULL; /* `up` has not made its own yet */
+    asked.secrets_fd = -1;
+    int error = errand_start(&errand, &asked, ask, NULL);
+    if (error < 0)
+        (void)snprintf(answer.problem, sizeof(answer.problem), "%s", strerror(-error));
+    else if (!errand_hear(&errand, &answer, sizeof(answer)))
+        (void)snprintf(answer.problem, sizeof(answer.problem), "who asked for it has died");
+    errand_end(&errand);
+    answer.problem[sizeof(answer.problem) - 1] = '\0';
+    if (answer.problem[0] == '\0')
+        return true;
+    say("the proxy's name %s does not resolve: %s; check the name and this machine's resolver, or "
+        "give its address",
+        o->proxy.host, answer.problem);
+    return false;
+}
