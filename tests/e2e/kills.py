@@ -176,9 +176,24 @@ def children(pid):
         return []
 
 
-# A command that echoes for ever, and says whether it works.
+# A command that transfers for ever, and says whether it works when asked.
 COMMAND = """
-    import socket, sys, time
+    import socket, sys, threading, time
+
+    def transfer():
+        while True:
+            try:
+                with socket.create_connection(("www.test", 7), 3) as s:
+                    for _ in range(50):
+                        s.sendall(bytes(20000))
+                        left = 20000
+                        while left:
+                            left -= len(s.recv(left)) or left
+            except OSError:
+                time.sleep(0.05)
+
+    for _ in range(4):
+        threading.Thread(target=transfer, daemon=True).start()
     print("ready", flush=True)
     for line in sys.stdin:
         fine, end = False, time.monotonic() + float(line)
