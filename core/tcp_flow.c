@@ -18,11 +18,11 @@
  * before it has been sent, becomes shutdown(SHUT_WR). Down: the socket's end of file becomes FIN.
  * A reset of one side becomes a reset of the other.
  *
- * Back-pressure: the application's bytes stay in the stack, and its window closed, until the
- * socket takes them; the socket is read only for as much as conn_room() allows. Neither
- * direction polls: the socket is watched edge-triggered, once, and the stack tells when there
- * is room again. What is read goes into chunks that the stack sends from until they are
- * acknowledged; an idle flow has none.
+ * Back-pressure: the application may send as much as the socket has room for, and is told that
+ * its bytes have arrived when the socket has taken them; the socket is read only for as much as
+ * conn_room() allows. Neither direction polls: the socket is watched edge-triggered, once, and the
+ * stack tells when there is room again. What is read goes into chunks that the stack sends from
+ * until they are acknowledged; an idle flow has none.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -33,6 +33,7 @@
 #include "core/base/log.h"
 #include "core/base/memory.h"
 #include "core/chunk_pool.h"
+#include "core/destination.h"
 #include "core/flows.h"
 
 enum tcp_flow_state {
@@ -50,6 +51,8 @@ _Static_assert(sizeof state_names / sizeof state_names[0] == TCP_FLOW_CLOSED + 1
 enum {
     IOV_MAX_UP = 64, /* pieces in one gathered send */
     DOUBT_MS = 100,
+    BULK_BYTES = 256 * 1024, /* more than a proxy that does not read can take */
+    SEND_OVERHEAD = 1280, /* bytes of its room that the socket needs for a send, beside the data */
     DOWN_A_TURN = 1024 * 1024, /* bytes, so that one busy flow leaves the others their turn */
 };
 
@@ -67,7 +70,9 @@ struct tcp_flow {
     bool up_done;            /* passed on by shutdown() */
     bool down_done;          /* end of file read and passed on */
     bool fake;               /* dst is held in the fake map */
+    bool widened;            /* outbound_widen() */
     bool redialled;          /* others have given way to it once */
+    uint32_t room;           /* bytes that the socket takes at once, at least */
     uint64_t id;
     uint64_t active_ms; /* coarse: the age list is ordered by it */
     uint64_t bytes_up, bytes_down;
@@ -244,9 +249,8 @@ static void finish_if_done(struct tcp_flow *f)
 static void on_socket(void *arg, unsigned ready);
 
 /* Most flows never find their socket full, and are spared the event that it has room. */
-static void await_writable(struct tcp_flow *f)
+static void watch_write(struct tcp_flow *f)
 {
-    f->writable = false;
     if (f->watches_write)
         return;
     f->watches_write = true;
@@ -254,6 +258,29 @@ static void await_writable(struct tcp_flow *f)
                            LOOP_READ | LOOP_WRITE | LOOP_EDGE, on_socket, f);
     if (error != 0)
         flow_fail(f, "cannot be watched", -error);
+}
+
+/* The socket has taken `n` bytes, or may have room again (0). */
+static void consume(struct tcp_flow *f, size_t n)
+{
+    uint32_t spent = (uint32_t)n + SEND_OVERHEAD;
+    f->room = f->room > spent ? f->room - spent : 0;
+    if (conn_wants_room(&f->conn, n, f->room)) {
+        if (f->bytes_up >= BULK_BYTES && !f->widened)
+            outbound_widen(f->fd);
+        f->widened = f->bytes_up >= BULK_BYTES;
+        f->room = outbound_room(f->fd);
+    }
+    conn_consume(f->owner->worker->stack, &f->conn, n, f->room);
+}
+
+/* The application waits for the socket to have room. */
+static void await_room(struct tcp_flow *f)
+{
+    if (!f->watches_write)
+        watch_write(f); /* it may be writable now: that is an event, too */
+    else if (outbound_writable(f->fd))
+        consume(f, 0);
 }
 
 /* One gathered send. Returns false when the flow has ended, or the socket takes no more. */
@@ -264,13 +291,14 @@ static bool send_up(struct tcp_flow *f, struct iovec *iov, int count)
     if (sent < 0 && errno == EINTR)
         return true;
     if (sent < 0 && (errno == EAGAIN || errno == ENOBUFS)) {
-        await_writable(f);
+        f->writable = false;
+        watch_write(f);
         return false;
     }
     if (sent < 0)
         return flow_fail(f, "sending to the proxy", errno);
     f->bytes_up += (uint64_t)sent;
-    conn_consume(f->owner->worker->stack, &f->conn, (size_t)sent);
+    consume(f, (size_t)sent);
     return true;
 }
 
@@ -285,8 +313,10 @@ static bool relay_up(struct tcp_flow *f)
         if (!send_up(f, iov, count))
             return f->state == TCP_FLOW_RELAYING;
     }
+    if (!f->app_done && conn_window_is_short(&f->conn))
+        await_room(f);
     if (count > 0 || !f->app_done || !f->writable)
-        return true;
+        return f->state == TCP_FLOW_RELAYING;
     if (shutdown(f->fd, SHUT_WR) != 0)
         return flow_fail(f, "ending towards the proxy", errno);
     f->up_done = true;
@@ -431,6 +461,8 @@ static void on_socket(void *arg, unsigned ready)
     if (f->state != TCP_FLOW_RELAYING)
         return;
     touch(f);
+    if (ready & LOOP_WRITE && conn_window_is_short(&f->conn))
+        consume(f, 0);
     if (relay_up(f))
         relay_down(f);
 }
@@ -489,24 +521,6 @@ void tcp_flows_ready(struct tcp_flows *t, struct conn *conn, unsigned events)
 
 /* --- opening ---------------------------------------------------------------------------------- */
 
-/* What the application is told when the proxy says no (RFC 1928, 6; HOUSE.md's table of errno). */
-static enum refusal refusal_for(const struct dial_result *r)
-{
-    if (r->status != DIAL_REPLY)
-        return REFUSE_RESET;
-    switch (r->reply) {
-    case SOCKS5_REPLY_NOT_ALLOWED:
-        return REFUSE_PROHIBITED;
-    case SOCKS5_REPLY_NETWORK_UNREACHABLE:
-        return REFUSE_NETWORK;
-    case SOCKS5_REPLY_HOST_UNREACHABLE:
-    case SOCKS5_REPLY_TTL_EXPIRED:
-        return REFUSE_HOST;
-    default:
-        return REFUSE_RESET;
-    }
-}
-
 static bool dial_again(struct tcp_flow *f);
 
 static void on_dialed(void *arg, const struct dial_result *r)
@@ -518,8 +532,9 @@ static void on_dialed(void *arg, const struct dial_result *r)
         f->fd = r->fd;
         f->hung_up = r->hung_up;
         set_state(f, TCP_FLOW_ACCEPTING);
+        f->room = outbound_room(f->fd);
         if (loop_take_over(f->owner->worker->loop, &f->io, r->watch, LOOP_READ, on_socket, f) == 0)
-            conn_accept(stack, &f->conn);
+            conn_accept(stack, &f->conn, f->room);
         else
             flow_reset(f);
         return;
@@ -529,25 +544,8 @@ static void on_dialed(void *arg, const struct dial_result *r)
     bool replied = r->status == DIAL_REPLY;
     log_flow(LOG_LEVEL_DEBUG, f,
              replied ? socks5_reply_name(r->reply) : dial_status_name(r->status), r->error);
-    conn_refuse(stack, &f->conn, refusal_for(r));
+    conn_refuse(stack, &f->conn, destination_refusal(r));
     flow_end(f);
-}
-
-/* Where does the application want to go: an address, or the name behind a fake one? */
-static bool find_target(struct tcp_flows *t, const struct endpoint *dst, struct target *out,
-                        char name[TARGET_NAME_MAX + 1])
-{
-    *out = (struct target){.addr = dst->addr, .port = dst->port};
-    switch (dns_fake_lookup(t->worker->dns, &dst->addr, name)) {
-    case DNS_FAKE_NOT:
-        return true;
-    case DNS_FAKE_KNOWN:
-        out->name = name;
-        return true;
-    case DNS_FAKE_UNKNOWN:
-        break;
-    }
-    return false;
 }
 
 static struct dial *start_dial(struct tcp_flow *f, const struct target *target)
@@ -567,7 +565,7 @@ static bool dial_again(struct tcp_flow *f)
     struct tcp_flows *t = f->owner;
     char name[TARGET_NAME_MAX + 1];
     struct target target;
-    if (f->redialled || !find_target(t, &f->conn.dst, &target, name))
+    if (f->redialled || !destination_find(t->worker->dns, &f->conn.dst, &target, name))
         return false;
     f->redialled = true;
     list_remove(&f->age); /* not the one to give way */
@@ -584,7 +582,7 @@ struct conn *tcp_flows_open(struct tcp_flows *t, const struct endpoint *src,
     struct worker *w = t->worker;
     char name[TARGET_NAME_MAX + 1];
     struct target target;
-    if (!find_target(t, dst, &target, name))
+    if (!destination_find(w->dns, dst, &target, name))
         return NULL;
     struct tcp_flow *f = memory_zeroed(sizeof *f);
     if (f == NULL)

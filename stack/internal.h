@@ -90,13 +90,15 @@ struct pbuf *rx_segment_to_pbuf(struct stack *s, const struct packet *p,
 
 /* --- window.c --------------------------------------------------------------------------------- */
 
+/* The SYN is about to be fed to lwIP: see to the window that its answer tells of. */
+void window_prepare(struct conn *c, size_t room);
 /* lwIP has just made the conn's control block, and answered the SYN. */
 void window_start(struct conn *c);
 /*
- * `n` bytes have been passed on: open the window again, as far as memory allows. True: by enough to
- * tell the application at once.
+ * `n` bytes have been passed on: open the window again, as far as `room` (conn_consume()) and
+ * memory allow. True: by enough to tell the application at once.
  */
-bool window_open(struct stack *s, struct conn *c, size_t n);
+bool window_open(struct stack *s, struct conn *c, size_t n, size_t room);
 /* Is there memory for the segment in the packet at `ip`? False: it is to be dropped. */
 bool window_takes(const struct stack *s, const struct conn *c, const uint8_t *ip,
                   const struct packet_info *info);

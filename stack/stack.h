@@ -65,6 +65,7 @@ struct conn {
     uint32_t seen_ack;          /* what was acknowledged then */
     uint32_t rx_bytes;          /* in `rx` */
     uint32_t window_withheld;   /* bytes by which its window is smaller than it may be */
+    uint32_t window_owed;       /* ... and by which it is smaller still, for want of room */
     uint16_t held_ip_len;       /* bytes of held_syn before its TCP header */
     uint16_t mss;               /* negotiated, bytes; 0 before that */
     uint8_t events;
@@ -139,8 +140,11 @@ enum refusal {
     REFUSE_PROHIBITED, /* ICMP, as enum unreachable */
     REFUSE_SILENTLY,   /* nothing is sent */
 };
-/* The target has connected: feed the held SYN to lwIP. CONN_OPENED or CONN_RESET follows. */
-void conn_accept(struct stack *s, struct conn *c);
+/*
+ * The target has connected: feed the held SYN to lwIP. CONN_OPENED or CONN_RESET follows. `room` as
+ * for conn_consume().
+ */
+void conn_accept(struct stack *s, struct conn *c, size_t room);
 /*
  * Refuse the held SYN; the conn is gone. ICMP errors are repeated a moment later, and the same
  * answer is given to a retransmitted SYN for a while: an ICMP that meets a connect() that still
@@ -150,8 +154,21 @@ void conn_refuse(struct stack *s, struct conn *c, enum refusal how);
 
 /* Gather what was received and not consumed into at most `max` entries; returns how many. */
 int conn_peek(const struct conn *c, struct iovec *iov, int max);
-/* `n` bytes have been passed on: they are acknowledged and the window opens. */
-void conn_consume(struct stack *s, struct conn *c, size_t n);
+/*
+ * `n` bytes have been passed on, and `room` more would be at once, as far as is known (SIZE_MAX:
+ * any number): these are acknowledged, and the window opens by no more than that.
+ */
+void conn_consume(struct stack *s, struct conn *c, size_t n, size_t room);
+/*
+ * Is `room` too little a promise to consume `n` bytes with? Then it pays to find out how much there
+ * really is.
+ */
+bool conn_wants_room(const struct conn *c, size_t n, size_t room);
+/*
+ * Has the application next to nothing that it may send, for want of room? Then conn_consume() of 0
+ * bytes is to follow as soon as there is room.
+ */
+bool conn_window_is_short(const struct conn *c);
 
 /*
  * Bytes that conn_send() would take now without delay: window, congestion window and buffer, at

@@ -26,12 +26,10 @@
  * the window takes at once (conn_budget()): lwIP stalls for seconds when a segment turns out to be
  * larger than a window that has shrunk.
  *
- * Acknowledgements: the window opens, and an ACK says so, when the proxy's socket has taken the
- * data (conn_consume()): once a batch if it was two segments or more, else riding on the answer;
- * lwIP's fast timer, every TICK_MS, sends what found no ride. What the socket does not take is
- * acknowledged by that timer too, or the application would send it again and again, and give
- * up in the end; but the window stays shut behind it, so that at most one window (window.c: 64 KiB
- * at first) is acknowledged and not yet passed on.
+ * Acknowledgements: a byte is acknowledged when the proxy's socket has taken it (conn_consume()):
+ * once a batch if it was two segments or more, else riding on the answer; lwIP's fast timer, every
+ * TICK_MS, sends what found no ride. window.c keeps ACKs of lwIP's from saying more, and the window
+ * from letting in more than the socket has room for.
  */
 #include <assert.h>
 #include <errno.h>
@@ -329,6 +327,10 @@ void conn_input(struct stack *s, const struct packet *p, const struct packet_inf
     }
     if (!window_takes(s, c, p->data, info))
         return;
+    /* A connection's options are those of the SYN that was held. */
+    if (info->tcp_flags & TCP_SYN)
+        memset(p->data + info->ip_header_len + TCP_HLEN, LWIP_TCP_OPT_NOP,
+               (size_t)info->transport_header_len - TCP_HLEN);
     struct pbuf *segment = rx_segment_to_pbuf(s, p, info, buffer);
     if (segment == NULL)
         return; /* out of memory: as if lost on the way */
@@ -382,7 +384,7 @@ static void conn_forget(struct stack *s, struct conn *c)
     s->counters->conns--;
 }
 
-void conn_accept(struct stack *s, struct conn *c)
+void conn_accept(struct stack *s, struct conn *c, size_t room)
 {
     if (c->state != CONN_STATE_HELD)
         return; /* given up meanwhile: CONN_RESET is on its way */
@@ -392,6 +394,7 @@ void conn_accept(struct stack *s, struct conn *c)
     pbuf_remove_header(syn, c->held_ip_len);
     s->listener->local_port = c->dst.port;
     s->listener->callback_arg = c;
+    window_prepare(c, room);
     conn_feed(s, c, syn);
     s->listener->callback_arg = NULL;
     if (c->pcb == NULL)
@@ -471,16 +474,18 @@ static void rx_drop(struct conn *c, size_t n)
         c->rx_last = NULL;
 }
 
-void conn_consume(struct stack *s, struct conn *c, size_t n)
+void conn_consume(struct stack *s, struct conn *c, size_t n, size_t room)
 {
     rx_drop(c, n);
     c->rx_bytes -= (uint32_t)n;
     if (c->pcb == NULL)
         return;
     bool bulk = n >= 2u * c->mss;
+    /* No ACK is on its way: the last one was sent while these bytes were kept, without them. */
+    bool kept = n > 0 && !(c->pcb->flags & (TF_ACK_DELAY | TF_ACK_NOW));
     conn_enter(s, c);
-    bool worth_telling = window_open(s, c, n);
-    if (worth_telling || (bulk && (c->pcb->flags & TF_ACK_DELAY))) {
+    bool worth_telling = window_open(s, c, n, room);
+    if (worth_telling || bulk || kept) {
         tcp_ack_now(c->pcb);
         tcp_output(c->pcb);
     }

@@ -363,7 +363,7 @@ static bool read_queries(struct session *s)
                     return false;
             taken += reader_used(&r);
         }
-        conn_consume(stack, &s->conn, taken);
+        conn_consume(stack, &s->conn, taken, SIZE_MAX);
     }
     return true;
 }
@@ -390,7 +390,7 @@ static void session_work(void *arg)
     struct session *s = arg;
     if (s->state == SESSION_HELD) {
         s->state = SESSION_OPEN;
-        conn_accept(s->front->worker->stack, &s->conn);
+        conn_accept(s->front->worker->stack, &s->conn, SIZE_MAX);
     } else if (s->state == SESSION_OPEN) {
         advance(s);
     }

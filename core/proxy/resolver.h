@@ -34,6 +34,24 @@ int outbound_prepare_socket(int fd, const struct outbound_options *options);
  * silence. Four system calls: not worth it for a connection that is over in a moment.
  */
 void outbound_keep_alive(int fd);
+/*
+ * How many bytes the TCP socket `fd` would take at once, less a sixteenth for what the kernel needs
+ * to keep them. A kernel that does not tell (before 4.12): UINT32_MAX.
+ */
+uint32_t outbound_room(int fd);
+/*
+ * Give the TCP socket `fd` a send buffer of half a mebibyte, unless it has that. The kernel
+ * enlarges a buffer by itself, and may go on from there, but only for who fills it: without this,
+ * who sends no more than there is room for would be kept at some 40 KiB. Does nothing before
+ * Linux 5.14.
+ */
+void outbound_widen(int fd);
+/*
+ * Is `fd` writable, which for TCP means that a third of its buffer is free? If not, an epoll
+ * instance that watches for it will tell when it is: the kernel does so only for who was refused,
+ * or has asked.
+ */
+bool outbound_writable(int fd);
 
 enum { RESOLVER_ADDRS_MAX = 16 };
 

@@ -58,7 +58,7 @@ static void on_ready(void *ctx, struct conn *c, unsigned events)
     }
     for (int n; (n = conn_peek(c, iov, 4)) > 0;)
         for (int i = 0; i < n; i++)
-            conn_consume(b->stack, c, iov[i].iov_len);
+            conn_consume(b->stack, c, iov[i].iov_len, SIZE_MAX);
 }
 
 static void on_datagram(void *ctx, const struct endpoint *src, const struct endpoint *dst,
@@ -111,7 +111,7 @@ static void open_client(struct bench *b, struct client *c)
     static struct segment got;
     b->opening = c;
     send_segment(b, &c->peer, SYN, NULL, 0);
-    conn_accept(b->stack, &c->conn);
+    conn_accept(b->stack, &c->conn, SIZE_MAX);
     drain(b, &got);
     if ((got.info.tcp_flags & (SYN | ACK)) != (SYN | ACK))
         abort();

@@ -95,7 +95,7 @@ def test_names(lab, direct):
 def test_udp(lab, direct, host):
     family = socket.AF_INET if host == "world4" else socket.AF_INET6
     with direct.app.udp(family=family) as sock:
-        for size in (0, 1, 1472, 1473, 8000, 65000):
+        for size in (0, 1, 1447, 1448, 1449, 1452, 1453, 1472, 1473, 8000, 65000, 65506, 65507):
             echoed(sock, (getattr(lab, host), 7), secrets.token_bytes(size))
 
 

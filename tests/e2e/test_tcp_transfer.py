@@ -14,7 +14,7 @@ import pytest
 import lab as laboratory
 import streams
 from lab import DIRECT, wait_for
-from netns import reset
+from netns import reset, url_host
 from rude import Rude
 from servers import TcpServer, resetting
 from streams import MIB
@@ -373,22 +373,70 @@ def _write_until_blocked(socks):
     return written
 
 
-def test_window_opens_as_the_proxy_s_socket_takes(lab, rude, rude_tunnel):
-    """What is acknowledged but not in the proxy connection's buffers is one window at most."""
-    rude.stall = True
-    sock = connect(rude_tunnel, lab.world4, 7)
-    sock.setblocking(False)
-    written = _write_until_blocked([sock])
-    unacknowledged = struct.unpack("i", fcntl.ioctl(sock, SIOCOUTQ, b"\0\0\0\0"))[0]
-    app, mid = rude_tunnel.app, lab.mid
-    to_proxy = app.run("ss", "-Htn", "state", "established", f"dport = :{rude.port}").stdout
-    at_proxy = mid.run("ss", "-Htn", "state", "established", f"sport = :{rude.port}").stdout
-    taken = int(to_proxy.split()[1]) + sum(int(line.split()[0]) for line in at_proxy.splitlines())
-    acknowledged = written - unacknowledged
-    assert acknowledged <= taken + MIB, (
-        f"{acknowledged} bytes acknowledged to the application, of which the proxy's socket "
-        f"has taken {taken}")
-    reset(sock)
+@pytest.mark.skipif(DIRECT, reason="is about culvert's window")
+@pytest.mark.parametrize("options", [[], ["--no-offload"]], ids=" ".join)
+def test_acknowledged_is_what_the_proxy_s_socket_has_taken(lab, options):
+    """Not a byte more; and the application waits at a closed window instead of sending again."""
+    with Rude(lab.mid, lab.proxy4) as rude, \
+            lab.tunnel(f"socks5://{rude.host}:{rude.port}", *options) as tunnel:
+        rude.stall = True
+        for host in (lab.world4, lab.world6):
+            sock = connect(tunnel, host, 7)
+            sock.setblocking(False)
+            written = _write_until_blocked([sock])
+            acknowledged = written - unacknowledged(sock)
+            taken = in_queues(tunnel.app, 1, f"dport = :{rude.port}") \
+                + in_queues(lab.mid, 0, f"sport = :{rude.port}")
+            assert acknowledged > 64 << 10, f"only {acknowledged} bytes went through"
+            assert acknowledged <= taken, (
+                f"{acknowledged} bytes acknowledged to the application, of which the proxy's "
+                f"socket has taken {taken}")
+            state = tunnel.app.run("ss", "-Htnio", "dst", url_host(host)).stdout
+            assert "timer:(persist" in state, f"not a closed window: {state}"
+            reset(sock)
+            wait_for(lambda: rude.open_connections() == 0, "the proxy hears of the reset")
+
+
+def unacknowledged(sock):
+    return struct.unpack("i", fcntl.ioctl(sock, SIOCOUTQ, b"\0\0\0\0"))[0]
+
+
+def in_queues(space, column, where):
+    """The sum of ss's Recv-Q (0) or Send-Q (1) over the connections of `where`."""
+    lines = space.run("ss", "-Htn", "state", "established", where).stdout.splitlines()
+    return sum(int(line.split()[column]) for line in lines)
+
+
+@pytest.mark.skipif(DIRECT, reason="is about culvert's window")
+def test_stalled_upload_is_never_given_up(lab, rude):
+    """A stall that outlasts the kernel's patience with unacknowledged data (made shorter here)."""
+    arrived = []
+
+    def serve(sock):
+        paused = sock.recv(4)
+        assert paused == b"wait"
+        resume.wait(50)
+        streams.expect(sock, 4, total)
+        streams.expect_end(sock)
+        arrived.append(total)
+
+    total, resume = 32 * MIB, threading.Event()
+    server = lab.serve(TcpServer(lab.world, serve))
+    tunnels = [lab.tunnel(f"socks5://{rude.host}:{rude.port}", *options)
+               for options in ([], ["--no-offload"])]
+    senders = []
+    for tunnel in tunnels:
+        tunnel.app.run("sysctl", "-qw", "net.ipv4.tcp_retries2=3", check=True)
+        sock = connect(tunnel, lab.world4, server.port)
+        sock.sendall(b"wait")
+        senders.append(threading.Thread(target=_send_and_end, args=(sock, 4, total), daemon=True))
+        senders[-1].start()
+    time.sleep(8)  # three retransmissions take 3 s
+    resume.set()
+    wait_for(lambda: len(arrived) == 2, "32 MiB each after a stall of 8 s", 20)
+    for sender, tunnel in zip(senders, tunnels):
+        sender.join(5)
+        tunnel.stop()
 
 
 def test_slow_reader_gets_everything(lab, tunnel, stream_server):

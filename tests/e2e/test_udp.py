@@ -81,6 +81,31 @@ def test_largest_datagram(lab, tunnel6):
         echoed(sock, (lab.world4, 7), secrets.token_bytes(65507))
 
 
+def test_largest_datagram_over_ipv6(lab, tunnel6):
+    """65,505 bytes are what an IPv6 address leaves room for, and so for any answer; by name, up, it
+    is all 65,507. Without SOCKS5's header it is that both ways: test_direct.py."""
+    lab.world_dns.zone["six.test"] = [lab.world6]
+    with tunnel6.app.inside():
+        name = socket.getaddrinfo("six.test", 7009, socket.AF_INET6, socket.SOCK_DGRAM)[0][4]
+    with tunnel6.app.udp(family=socket.AF_INET6) as sock, lab.world.udp(lab.world6, 7009) as server:
+        echoed(sock, (lab.world6, 7), secrets.token_bytes(65505))
+        data = secrets.token_bytes(65507)
+        sock.sendto(data, name)
+        assert server.recv(1 << 16) == data
+        sock.sendto(bytes(65506), (lab.world6, 7))
+        echoed(sock, (lab.world6, 7), b"still fine")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_sizes_around_every_fragment_s_border(lab, tunnel6, family):
+    """With the last fragment a byte short of full, full, and one with a single byte behind it."""
+    host = lab.world4 if family == 4 else lab.world6
+    unit = 1480 if family == 4 else 1448  # of an MTU of 1,500
+    with tunnel6.app.udp(family=socket.AF_INET if family == 4 else socket.AF_INET6) as sock:
+        for size in (count * unit - 8 + more for count in range(1, 45) for more in (-1, 0, 1)):
+            echoed(sock, (host, 7), secrets.token_bytes(size))
+
+
 def test_too_large_for_the_proxy_harms_nothing(lab, tunnel):
     """65,507 bytes and a SOCKS5 header are more than an IPv4 proxy can be sent."""
     with tunnel.app.udp() as sock:

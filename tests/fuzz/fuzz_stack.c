@@ -77,7 +77,7 @@ static void take_all(struct conn *c)
         size_t total = 0;
         for (int i = 0; i < n; i++)
             total += iov[i].iov_len;
-        conn_consume(s.stack, c, total);
+        conn_consume(s.stack, c, total, total & 4 ? SIZE_MAX : total * 7);
     }
 }
 
@@ -239,7 +239,7 @@ static void act(struct reader *r)
         return;
     switch (what % 8) {
     case 0:
-        conn_accept(s.stack, &f->conn);
+        conn_accept(s.stack, &f->conn, what & 8 ? SIZE_MAX : what * 256u);
         f->accepted = true;
         break;
     case 1:

@@ -116,9 +116,9 @@ int stack_send_datagram(struct stack *s, const struct endpoint *src, const struc
     return 0;
 }
 
-void conn_accept(struct stack *s, struct conn *c)
+void conn_accept(struct stack *s, struct conn *c, size_t room)
 {
-    (void)s;
+    (void)s, (void)room;
     peer_of(c)->accepted = true;
 }
 
@@ -134,9 +134,9 @@ int conn_peek(const struct conn *c, struct iovec *iov, int max)
     return n;
 }
 
-void conn_consume(struct stack *s, struct conn *c, size_t n)
+void conn_consume(struct stack *s, struct conn *c, size_t n, size_t room)
 {
-    (void)s;
+    (void)s, (void)room;
     struct peer *p = peer_of(c);
     assert_true(n <= p->rx_len);
     p->rx_len -= n;

@@ -189,7 +189,7 @@ static inline struct peer connect_peer(struct fixture *f, bool v6)
 {
     struct peer p = peer_of(v6);
     send_syn(&p);
-    conn_accept(f->stack, f->last);
+    conn_accept(f->stack, f->last, SIZE_MAX);
     finish_handshake(&p);
     return p;
 }

@@ -14,7 +14,7 @@ static void test_syn_is_held_until_accepted(void **state)
         send_syn(&p); /* retransmitted */
         expect_silence(&f);
         assert_int_equal(f.opened, 1);
-        conn_accept(f.stack, f.last);
+        conn_accept(f.stack, f.last, SIZE_MAX);
         finish_handshake(&p);
         drop(&f);
         expect_flags(&f, RST | ACK);
@@ -86,7 +86,7 @@ static void test_held_syn_is_given_up_by_reset(void **state)
     p.seq++;
     send_segment(&p, RST, NULL, 0, NULL, 0);
     assert_int_equal(take_events(&f), CONN_RESET);
-    conn_accept(f.stack, f.last); /* the proxy's answer comes too late */
+    conn_accept(f.stack, f.last, SIZE_MAX); /* the proxy's answer comes too late */
     drop(&f);
     expect_silence(&f);
     teardown(&f);
@@ -142,10 +142,10 @@ static void test_upload_is_acknowledged_when_taken(void **state)
         assert_int_equal(iov[i].iov_len, sizeof data);
         assert_int_equal(((uint8_t *)iov[i].iov_base)[0], 'a' + i);
     }
-    conn_consume(f.stack, f.last, 1000); /* a partial one */
+    conn_consume(f.stack, f.last, 1000, SIZE_MAX); /* a partial one */
     assert_int_equal(conn_peek(f.last, iov, 8), 3);
     assert_int_equal(iov[0].iov_len, 460);
-    conn_consume(f.stack, f.last, 3380);
+    conn_consume(f.stack, f.last, 3380, SIZE_MAX);
     expect_flags(&f, ACK);
     assert_int_equal(got.ack, p.seq);
     assert_int_equal(conn_peek(f.last, iov, 8), 0);
@@ -161,7 +161,7 @@ static void test_lone_segment_waits_for_a_ride(void **state)
     struct peer p = connect_peer(&f, false);
     send_segment(&p, ACK | PSH, "ping", 4, NULL, 0);
     p.seq += 4;
-    conn_consume(f.stack, f.last, 4);
+    conn_consume(f.stack, f.last, 4, SIZE_MAX);
     expect_silence(&f);
     pass_time(&f, 110);
     expect_flags(&f, ACK);
@@ -330,7 +330,7 @@ static void test_room_is_told_when_no_edge_moves(void **state)
     setup_with(&f, (struct device_caps){.csum = true, .tso = true});
     struct peer p = peer_of(false);
     send_segment(&p, SYN, NULL, 0, scaled, sizeof scaled);
-    conn_accept(f.stack, f.last);
+    conn_accept(f.stack, f.last, SIZE_MAX);
     finish_handshake(&p);
     struct test_chunk *c = new_chunk();
     uint32_t sent = p.ack;

@@ -13,7 +13,7 @@ static void test_half_close_of_the_application(void **state)
     p.seq += 4;
     unsigned events = take_events(&f);
     assert_true((events & CONN_DATA) && (events & CONN_FIN));
-    conn_consume(f.stack, f.last, 3);
+    conn_consume(f.stack, f.last, 3, SIZE_MAX);
     pass_time(&f, 110);
     expect_flags(&f, ACK);
     assert_int_equal(got.ack, p.seq);
@@ -81,7 +81,7 @@ static void test_time_wait_answers_and_makes_way(void **state)
     p.seq += 500 + 1;
     send_syn(&p);
     assert_int_equal(f.opened, 2);
-    conn_accept(f.stack, f.last);
+    conn_accept(f.stack, f.last, SIZE_MAX);
     finish_handshake(&p);
     drop(&f);
     pass_time(&f, 70000);

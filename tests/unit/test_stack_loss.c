@@ -196,7 +196,7 @@ static void open_reader(struct reader *r, bool tso)
     r->peer.seq = 1000;
     say(r, SYN, NULL, 0, scaled, sizeof scaled);
     deliver(r);
-    conn_accept(r->stack, r->conn);
+    conn_accept(r->stack, r->conn, SIZE_MAX);
     assert_true(peer_pop(r->device, &r->got));
     r->first = r->got.seq + 1;
     r->peer.seq++;
@@ -320,7 +320,7 @@ static void test_a_hole_in_an_upload_is_told_at_once(void **state)
     for (int i = 0; i < count; i++)
         len += iov[i].iov_len;
     assert_int_equal(len, 5 * MSS);
-    conn_consume(r.stack, r.conn, len);
+    conn_consume(r.stack, r.conn, len, SIZE_MAX);
     while (peer_pop(r.device, &r.got))
         continue;
     assert_int_equal(r.got.ack, hole + 5 * MSS);

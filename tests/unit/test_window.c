@@ -1,6 +1,7 @@
 /*
- * Receive windows over the device in memory: they grow with what is passed on, and what stalled
- * conns hold is bounded in all, whatever their peers send.
+ * Receive windows over the device in memory: what is acknowledged has been passed on, windows grow
+ * with it and as far as there is room for more, and what stalled conns hold is bounded in all,
+ * whatever their peers send.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -18,6 +19,8 @@ struct flow {
     struct conn conn;
     struct peer peer;
     uint32_t right; /* edge of the window that was told */
+    uint32_t acked; /* and what was acknowledged with it */
+    unsigned heard; /* segments */
     bool reads;
 };
 
@@ -41,7 +44,7 @@ static void read_all(struct flow *flow)
         size_t total = 0;
         for (int i = 0; i < n; i++)
             total += iov[i].iov_len;
-        conn_consume(f.stack, &flow->conn, total);
+        conn_consume(f.stack, &flow->conn, total, SIZE_MAX);
     }
 }
 
@@ -99,6 +102,8 @@ static void hear(void)
         bool syn = got.info.tcp_flags & SYN;
         flow->peer.ack = got.seq + syn;
         flow->right = got.ack + ((uint32_t)got.window << (syn ? 0 : 7));
+        flow->acked = got.ack;
+        flow->heard++;
     }
 }
 
@@ -113,7 +118,7 @@ static void send_segment(struct flow *flow, uint8_t flags, const void *payload, 
     hear();
 }
 
-static struct flow *connect_flow(bool reads)
+static struct flow *connect_flow_with(bool reads, size_t room)
 {
     static const uint8_t options[8] = {2, 4, 0x05, 0xb4, 1, 3, 3, 7};
     struct flow *flow = &f.flows[f.opened];
@@ -124,11 +129,23 @@ static struct flow *connect_flow(bool reads)
     flow->peer.seq = 0xfffffff0; /* wraps */
     flow->peer.window = PEER_WINDOW;
     send_segment(flow, SYN, NULL, 0, options, sizeof options);
-    conn_accept(f.stack, &flow->conn);
+    conn_accept(f.stack, &flow->conn, room);
     hear();
     flow->peer.seq++;
     send_segment(flow, ACK, NULL, 0, NULL, 0);
     return flow;
+}
+
+static struct flow *connect_flow(bool reads)
+{
+    return connect_flow_with(reads, SIZE_MAX);
+}
+
+static void pass_time(unsigned from_ms, unsigned to_ms)
+{
+    for (unsigned ms = from_ms; ms < to_ms; ms += 50)
+        stack_tick(f.stack, ms);
+    hear();
 }
 
 static size_t window(const struct flow *flow)
@@ -181,9 +198,7 @@ static void test_stalled_window_opens_when_it_is_read(void **state)
     (void)state;
     struct flow *flow = connect_flow(false);
     assert_in_range(fill(flow, 1460), WINDOW_FIRST - 1460, WINDOW_FIRST);
-    for (unsigned ms = 1000; ms < 2000; ms += 50)
-        stack_tick(f.stack, ms);
-    hear();
+    pass_time(1000, 2000);
     assert_true(window(flow) < 1460);
     read_all(flow);
     hear();
@@ -276,6 +291,93 @@ static void test_small_pieces_move_the_edge(void **state)
     assert_in_range(window(flow), 80000, 257 << 10);
 }
 
+/* --- acknowledging ---------------------------------------------------------------------------- */
+
+static void test_only_what_is_consumed_is_acknowledged(void **state)
+{
+    (void)state;
+    struct flow *flow = connect_flow(false);
+    uint32_t begin = flow->peer.seq, right = flow->right;
+    for (int i = 0; i < 3; i++) {
+        send_segment(flow, ACK | PSH, payload_1460, 1460, NULL, 0);
+        flow->peer.seq += 1460;
+    }
+    pass_time(1000, 1500); /* lwIP's delayed ACK */
+    assert_true(flow->heard > 1);
+    assert_int_equal(flow->acked, begin);
+    flow->peer.seq -= 1460; /* sent again: answered, and not more than before */
+    unsigned heard = flow->heard;
+    send_segment(flow, ACK | PSH, payload_1460, 1460, NULL, 0);
+    flow->peer.seq += 1460;
+    assert_int_equal(flow->heard, heard + 1);
+    assert_int_equal(flow->acked, begin);
+    assert_in_range(flow->right - right + 128, 0, 256); /* told in steps of 128 */
+    conn_consume(f.stack, &flow->conn, 1000, SIZE_MAX);
+    hear(); /* less than a segment, but nothing else would tell of it */
+    assert_int_equal(flow->acked, begin + 1000);
+    assert_int_equal(held(flow), 3 * 1460 - 1000);
+}
+
+static void test_a_fin_is_acknowledged_after_the_data_before_it(void **state)
+{
+    (void)state;
+    struct flow *flow = connect_flow(false);
+    uint32_t begin = flow->peer.seq;
+    send_segment(flow, ACK | PSH | FIN, payload_1460, 1000, NULL, 0);
+    pass_time(1000, 1500);
+    assert_int_equal(flow->acked, begin);
+    conn_consume(f.stack, &flow->conn, 999, SIZE_MAX);
+    hear();
+    assert_int_equal(flow->acked, begin + 999);
+    conn_shutdown(f.stack, &flow->conn); /* our FIN's header tells no more than an ACK's */
+    hear();
+    assert_int_equal(flow->acked, begin + 999);
+    conn_consume(f.stack, &flow->conn, 1, SIZE_MAX);
+    hear();
+    assert_int_equal(flow->acked, begin + 1001);
+}
+
+static void consume_all(struct flow *flow, size_t room)
+{
+    conn_consume(f.stack, &flow->conn, flow->conn.rx_bytes, room);
+    hear();
+}
+
+static void test_window_is_no_larger_than_the_room(void **state)
+{
+    (void)state;
+    struct flow *flow = connect_flow_with(false, 20000); /* the SYN-ACK's already */
+    assert_int_equal(window(flow), 20000);
+    assert_in_range(fill(flow, 1000), 19000, 20000);
+    assert_false(conn_window_is_short(&flow->conn));
+    consume_all(flow, 0);
+    assert_true(window(flow) < 1000); /* shut, and all is acknowledged */
+    assert_int_equal(flow->acked, flow->peer.seq);
+    assert_true(conn_window_is_short(&flow->conn));
+    unsigned heard = flow->heard;
+    consume_all(flow, 30000); /* there is room again: said at once */
+    assert_int_equal(flow->heard, heard + 1);
+    assert_in_range(window(flow), 30000 - 128, 30000);
+    assert_false(conn_window_is_short(&flow->conn));
+    size_t sent = fill(flow, 1000);
+    consume_all(flow, 1 << 20);
+    assert_in_range(window(flow), WINDOW_FIRST, WINDOW_FIRST + 20000 + sent); /* what was owed */
+}
+
+static void test_room_is_asked_for_when_it_matters(void **state)
+{
+    (void)state;
+    struct flow *flow = connect_flow(true);
+    assert_false(conn_wants_room(&flow->conn, 100, 0)); /* a small exchange, plenty of window */
+    assert_true(conn_wants_room(&flow->conn, 60000, 0));
+    assert_true(conn_wants_room(&flow->conn, 60000, 100000)); /* it would grow further */
+    assert_false(conn_wants_room(&flow->conn, 60000, 200000));
+    flow->reads = false;
+    fill(flow, 1000);
+    consume_all(flow, 10000);
+    assert_true(conn_wants_room(&flow->conn, 100, 10000)); /* little window is left */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -285,6 +387,12 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_a_flood_past_the_most_is_dropped, setup, teardown),
         cmocka_unit_test_setup_teardown(test_window_stays_smaller_without_tso, setup, teardown),
         cmocka_unit_test_setup_teardown(test_small_pieces_move_the_edge, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_only_what_is_consumed_is_acknowledged, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_a_fin_is_acknowledged_after_the_data_before_it, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_window_is_no_larger_than_the_room, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_room_is_asked_for_when_it_matters, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -80,6 +80,7 @@
 #define TCP_SND_BUF (TCP_WND + 1024)
 
 #undef LWIP_HOOK_TCP_ISN
+#undef LWIP_HOOK_TCP_OUT_ADD_TCPOPTS
 #undef LWIP_HOOK_FILENAME
 
 #endif

@@ -14,4 +14,7 @@
 #undef IP_REASS_MAX_PBUFS
 #define IP_REASS_MAX_PBUFS 60
 
+/* What stack/window.c does to headers is no part of them. */
+#undef LWIP_HOOK_TCP_OUT_ADD_TCPOPTS
+
 #endif

@@ -140,5 +140,8 @@
 
 #define LWIP_HOOK_FILENAME "lwip_hooks.h"
 #define LWIP_HOOK_TCP_ISN  culvert_tcp_isn
+/* Meant for options; it sees each segment's header last, and stack/window.c corrects it there. */
+#define LWIP_HOOK_TCP_OUT_ADD_TCPOPTS(p, header, pcb, options)                                     \
+    culvert_tcp_header(header, pcb, options)
 
 #endif
