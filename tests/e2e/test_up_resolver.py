@@ -2,8 +2,10 @@
 
 import json
 import os
+import pathlib
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -43,10 +45,17 @@ def test_file_is_replaced_and_comes_back(desktop, lab, serve, tmp_path):
         assert listing(etc) == before
 
 
-def test_link_stays_a_link(desktop, lab, serve, tmp_path):
+@pytest.fixture
+def open_folder():
+    """One that all may enter, unlike pytest's: the proxy's name is looked up by a child that is nobody."""
+    with tempfile.TemporaryDirectory(prefix="culvert-managed-") as path:
+        os.chmod(path, 0o755)
+        yield pathlib.Path(path)
+
+
+def test_link_stays_a_link(desktop, lab, serve, tmp_path, open_folder):
     with desktop.private_etc(tmp_path) as (etc, space):
-        managed = tmp_path / "managed"
-        managed.mkdir()
+        managed = open_folder
         (managed / "resolv.conf").write_text(ORIGINAL)
         (etc / "resolv.conf").symlink_to(managed / "resolv.conf")
         before = listing(etc)
@@ -84,13 +93,12 @@ def test_readers_see_one_file_or_the_other(desktop, serve, tmp_path):
 
 
 @pytest.mark.parametrize("end", ("stop", "kill"))
-def test_link_in_a_folder_that_cannot_be_written(desktop, lab, serve, tmp_path, end):
+def test_link_in_a_folder_that_cannot_be_written(desktop, lab, serve, tmp_path, open_folder, end):
     """Where it leads to is written in place, and comes back with its time."""
     with desktop.private_etc(tmp_path) as (etc, space):
-        managed = tmp_path / "managed"
+        managed = open_folder / "managed"
         managed.write_text(ORIGINAL)
         managed.chmod(0o664)
-        tmp_path.chmod(0o755)  # the proxy's name is resolved by a child that is nobody
         os.utime(managed, (1, 1000000007))
         (etc / "resolv.conf").symlink_to(managed)
         before = [*listing(etc), managed.stat()[:7], managed.stat().st_mtime_ns]
