@@ -108,6 +108,17 @@ static bool other_name(const char *path, char out[RESOLVCONF_PATH_MAX])
     return n > 0 && n < RESOLVCONF_PATH_MAX;
 }
 
+/*
+ * A file that is mounted there (containers, ip netns exec) can trade its name with none. The folder
+ * beneath is others' too: what has the other name in it may be of a culvert in another namespace.
+ */
+static bool is_mount_point(const char *path)
+{
+    struct statx st;
+    return statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, 0, &st) == 0 &&
+           (st.stx_attributes & STATX_ATTR_MOUNT_ROOT);
+}
+
 /* Also when it was cut within the first line (write_in_place()). */
 static bool begins_as_ours(const char *text)
 {
@@ -285,7 +296,7 @@ static int replace(const struct resolvconf *r, struct journal *j, const char *ol
     size_t size = resolvconf_compose(old, &r->server, text, RESOLVCONF_MAX);
     int error = journal_note(j, "resolvconf %s %s", path_word, copy_word);
     if (error == 0) {
-        error = exchange(r->path, other, text, size);
+        error = is_mount_point(r->path) ? -EBUSY : exchange(r->path, other, text, size);
         if (error == -EBUSY || error == -EXDEV || error == -EROFS || error == -EINVAL ||
             error == -EACCES || error == -EPERM || error == -ENOSYS)
             error = write_in_place(r->path, text, size, false);
@@ -341,6 +352,7 @@ static int restore_in_place(const char *path, const char *copy)
  * What there is          what it means                         what is done
  * path ours, other       exchanged                             exchanged back, ours removed
  * path ours, no other    in place, or there was no file        rewritten, or removed
+ * path a mount point     in place; the other is not ours       rewritten, the other left alone
  * path as the copy       rewritten already, perhaps killed     given its time
  *                        before that was done
  * path not ours, other   killed before the exchange, or        other removed
@@ -353,7 +365,7 @@ int resolvconf_restore(const char *path, const char *copy)
     if (!other_name(path, other))
         return -ENAMETOOLONG;
     bool ours = resolvconf_is_ours(path);
-    bool has_other = lstat(other, &st) == 0;
+    bool has_other = !is_mount_point(path) && lstat(other, &st) == 0;
     if (ours && has_other && renameat2(AT_FDCWD, other, AT_FDCWD, path, RENAME_EXCHANGE) < 0)
         return -errno;
     if (has_other)

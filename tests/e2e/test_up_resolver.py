@@ -115,6 +115,27 @@ def test_link_in_a_folder_that_cannot_be_written(desktop, lab, serve, tmp_path, 
         assert [*listing(etc), managed.stat()[:7], managed.stat().st_mtime_ns] == before
 
 
+def test_mounted_file_beside_another_culvert(desktop, serve, tmp_path):
+    """What another culvert, in the namespace whose /etc it is, keeps there until it ends stays."""
+    with desktop.private_etc(tmp_path) as (etc, _):
+        (etc / "resolv.conf").write_text("# Written by culvert.\n")
+        (etc / ".resolv.conf.culvert").symlink_to("../run/resolver/the.others")
+        mounted = tmp_path / "mounted"
+        mounted.write_text(ORIGINAL)
+        before = listing(etc)
+        script = f'mount --bind {etc} /etc && mount --bind {mounted} /etc/resolv.conf && exec "$@"'
+        space = Wrapped(desktop, *desktop.space.argv("unshare", "-m", "setpriv", "--pdeathsig", "KILL",
+                                                     "sh", "-c", script, "sh"))
+        with space.up(serve.url):
+            assert mounted.read_text().startswith("# Written by culvert")
+            assert listing(etc) == before
+        assert mounted.read_text() == ORIGINAL
+        space.up(serve.url).kill()
+        assert space.run(CULVERT, "down").returncode == 0
+        assert mounted.read_text() == ORIGINAL
+        assert listing(etc) == before
+
+
 def test_dhcp_renames_a_new_file_over_it(desktop, serve, tmp_path):
     with desktop.private_etc(tmp_path) as (etc, space):
         (etc / "resolv.conf").write_text(ORIGINAL)
