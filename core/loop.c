@@ -5,8 +5,13 @@
  * pointer writes.
  *
  * In a turn descriptors come first, then timers: after a time without us (a process that was
- * stopped, a machine that slept or was overloaded) an answer that has come meanwhile wins over its
- * time-out.
+ * stopped, a machine that was overloaded) an answer that has come meanwhile wins over its time-out.
+ * That is not enough for who has to answer the answer: a handshake half done when the process
+ * was stopped would be timed out before its next step. So the clock stands still while the process
+ * does not run, as CLOCK_MONOTONIC does while the machine sleeps. That it did not run shows when
+ * the earliest timer is found to be far too late; then the clock goes on from the turn before, or
+ * from shortly before that timer. Never twice in a row: a process that gets late each time, for
+ * it has too little of the CPU, must still see its timers end.
  *
  * The timerfd is set anew only when a timer is due earlier than it is armed for; one that was
  * stopped lets it fire in vain, once, unless it was the last: with no timer left, nothing wakes
@@ -39,6 +44,10 @@
  */
 enum { DEFERRED_ROUNDS_MAX = 8 };
 
+/* A timer so late, in ms, tells of a pause; after one, the earliest timer has so long to go, or
+ * less. */
+enum { PAUSE_LATE_MS = 1000, PAUSE_GRACE_MS = 5000 };
+
 struct loop {
     struct event_base *base;
     int timer_fd;
@@ -46,7 +55,10 @@ struct loop {
     uint64_t wake_at;        /* what it is armed for, ms; 0: not armed */
     struct loop_timer *root; /* of the timers' heap: the earliest */
     struct link deferred;
-    uint64_t now; /* ms */
+    uint64_t now;     /* ms */
+    uint64_t lost_ms; /* so far is it behind the system's clock: the pauses */
+    unsigned pauses;
+    bool was_late;
     bool now_is_old;
     bool woken; /* in this turn, by the timerfd */
     bool in_turn;
@@ -62,13 +74,29 @@ static uint64_t monotonic_ms(void)
 
 static void refresh_now(struct loop *loop)
 {
-    loop->now = monotonic_ms();
+    uint64_t now = monotonic_ms() - loop->lost_ms;
+    bool late = loop->root && now > loop->root->due + PAUSE_LATE_MS;
+    if (late && !loop->was_late) {
+        uint64_t resumed = loop->now;
+        if (resumed + PAUSE_GRACE_MS < loop->root->due)
+            resumed = loop->root->due - PAUSE_GRACE_MS;
+        loop->lost_ms += now - resumed;
+        loop->pauses++;
+        now = resumed;
+    }
+    loop->was_late = late;
+    loop->now = now;
     loop->now_is_old = false;
 }
 
 uint64_t loop_now(const struct loop *loop)
 {
     return loop->now;
+}
+
+unsigned loop_pauses(const struct loop *loop)
+{
+    return loop->pauses;
 }
 
 /* --- the heap of timers ---------------------------------------------------------------------- */
@@ -190,9 +218,9 @@ static bool arm_wake(struct loop *loop)
     if (due == loop->wake_at || (due != 0 && loop->wake_at != 0 && loop->wake_at < due))
         return true;
     loop->wake_at = due;
+    uint64_t then = due != 0 ? due + loop->lost_ms : 0; /* of the system's clock; 0 disarms */
     const struct itimerspec at = {
-        .it_value = {.tv_sec = (time_t)(loop->wake_at / 1000),
-                     .tv_nsec = (long)(loop->wake_at % 1000 * 1000000)},
+        .it_value = {.tv_sec = (time_t)(then / 1000), .tv_nsec = (long)(then % 1000 * 1000000)},
     };
     if (timerfd_settime(loop->timer_fd, TFD_TIMER_ABSTIME, &at, NULL) == 0)
         return true;

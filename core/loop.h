@@ -31,9 +31,14 @@ void loop_run(struct loop *loop);
 /* Run one turn; `wait` false: do not block. For tests and for embedding. */
 void loop_turn(struct loop *loop, bool wait);
 void loop_stop(struct loop *loop); /* returns from loop_run() after this turn */
-/* CLOCK_MONOTONIC in milliseconds, as of this turn's beginning (CLOCK_BOOTTIME would count sleep).
+/*
+ * The loop's clock in milliseconds, as of this turn's beginning: CLOCK_MONOTONIC, which does not
+ * count the machine's sleep, less the pauses in which the process was stopped (loop.c). Only
+ * differences mean something.
  */
 uint64_t loop_now(const struct loop *loop);
+/* How many pauses were noticed so far: who was waited for meanwhile may have lost patience. */
+unsigned loop_pauses(const struct loop *loop);
 
 /* A watched descriptor, embedded in its owner. Zero-initialised it is idle. */
 struct loop_io;

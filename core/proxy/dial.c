@@ -17,6 +17,9 @@
  * dial's answer. A trial that is cut off instead is repeated plainly, once. So a proxy that
  * chokes on a trial costs that one dial half a second, and no dial an error.
  *
+ * A proxy gives up who takes long over a handshake. When we took long because the process was
+ * stopped (loop_pauses()), the dial begins again, plainly, once a pause.
+ *
  * Attempts are few (addresses and one plain repetition) and freed with their dial.
  */
 #include <assert.h>
@@ -47,6 +50,7 @@ struct dial {
     struct target target; /* `name` points to `name_copy` */
     bool direct;
     bool keep_watch;
+    unsigned pauses; /* of the loop, that this dial knows of */
     enum handshake handshake;
     bool trial_open; /* proxy_trial_over() is owed */
     struct resolver_request *request;
@@ -358,6 +362,30 @@ static void log_bad_proxy(struct dial *d, enum dial_status status)
                     proxy_describe(d->proxy, text));
 }
 
+/* Was the process stopped, so that whoever closed on us had waited for us in vain? */
+static bool was_paused(struct dial *d)
+{
+    unsigned pauses = loop_pauses(d->proxy->loop);
+    bool paused = pauses != d->pauses;
+    d->pauses = pauses;
+    return paused;
+}
+
+/* What happened until now says nothing of the proxy: speak with the same address, as if first. */
+static void begin_again(struct dial *d, const struct endpoint *peer)
+{
+    end_trial(d, TRIAL_ABANDONED);
+    close_others(d, NULL);
+    loop_timer_stop(&d->step);
+    d->state = DIAL_CONNECTING;
+    d->handshake = HANDSHAKE_PLAIN;
+    struct attempt *a = start_attempt(d, &peer->addr, false);
+    if (!a)
+        try_next_address(d);
+    else if (a->connected)
+        win(d, a);
+}
+
 /* Attempt `a` talked and got no reply: `status` says how it ended. */
 static void lose(struct dial *d, struct attempt *a, enum dial_status status)
 {
@@ -372,6 +400,10 @@ static void lose(struct dial *d, struct attempt *a, enum dial_status status)
     if (a == d->plain && d->talking && answered)
         judge(d, a);
     close_attempt(d, a);
+    if (status == DIAL_CLOSED && was_paused(d)) {
+        begin_again(d, &peer);
+        return;
+    }
     if (!was_plain) {
         bool repeat = refused_choice || (d->handshake == HANDSHAKE_TRIAL && status != DIAL_AUTH);
         if (repeat)
@@ -517,6 +549,7 @@ static struct dial *dial_new(struct proxy *p, enum socks5_command command,
     d->command = command;
     d->target = *target;
     d->direct = proxy_is_direct(p);
+    d->pauses = loop_pauses(p->loop);
     if (target->name) {
         memcpy(d->name_copy, target->name, name_len);
         d->target.name = d->name_copy;

@@ -125,6 +125,38 @@ static void test_close_by_a_proven_proxy(void **state)
     assert_int_equal(f->proxy->pipelining, PIPELINING_PROVEN);
 }
 
+/* Stopped in the middle of a handshake for longer than the proxy waits, it begins again, once. */
+static void test_a_pause_is_not_the_proxys_fault(void **state)
+{
+    struct fixture *f = *state;
+    for (int i = 0; i < 3; i++) { /* as the trial, as proven, and with a proxy that always closes */
+        struct outcome o = {0};
+        struct target target = to_name("example.test");
+        f->server.rudeness = PROXY_CLOSES_AT_ONCE;
+        f->server.accepted = 0;
+        enum pipelining before = f->proxy->pipelining;
+        assert_non_null(dial_start(f->proxy, SOCKS5_CONNECT, &target, on_dialled, &o));
+        stopped_s = 60;
+        turn_for(f, (const int *)&f->server.accepted, 1, 5000);
+        if (i < 2)
+            f->server.rudeness = PROXY_POLITE;
+        turn_for(f, &o.calls, 1, 5000);
+        stopped_s = 0;
+        assert_int_equal(f->server.accepted, 2);
+        assert_int_equal(o.result.status, i < 2 ? DIAL_OK : DIAL_CLOSED);
+        assert_int_equal(f->proxy->pipelining, before);
+        if (i < 2)
+            assert_connected(f, &o.result, NULL);
+        use_url(f, "socks5://127.0.0.1:%u", f->server.port);
+        if (i == 0) {
+            f->server.rudeness = PROXY_POLITE;
+            struct dial_result r = connect_through(f);
+            assert_connected(f, &r, NULL);
+            assert_int_equal(f->proxy->pipelining, PIPELINING_PROVEN);
+        }
+    }
+}
+
 static void test_nonsense(void **state)
 {
     struct fixture *f = *state;
@@ -441,6 +473,7 @@ int main(void)
         DIAL_TEST(test_credentials_that_are_not_wanted),
         DIAL_TEST(test_close_without_an_answer),
         DIAL_TEST(test_close_by_a_proven_proxy),
+        DIAL_TEST(test_a_pause_is_not_the_proxys_fault),
         DIAL_TEST(test_nonsense),
         DIAL_TEST(test_silence_times_out),
         DIAL_TEST(test_silence_is_hedged),

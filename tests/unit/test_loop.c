@@ -9,9 +9,31 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+/* The system's clock, which a test may put forward: the process was stopped so long. */
+static time_t stopped_s;
+int __real_clock_gettime(clockid_t clock, struct timespec *now);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int result = __real_clock_gettime(clock, now);
+    now->tv_sec += stopped_s;
+    return result;
+}
+
+int __real_timerfd_settime(int fd, int flags, const struct itimerspec *to, struct itimerspec *from);
+int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *to, struct itimerspec *from);
+int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *to, struct itimerspec *from)
+{
+    struct itimerspec real = *to;
+    if (real.it_value.tv_sec > stopped_s)
+        real.it_value.tv_sec -= stopped_s;
+    return __real_timerfd_settime(fd, flags, &real, from);
+}
 
 static uint64_t now_ms(void)
 {
@@ -219,6 +241,56 @@ static void test_many_timers_fire_in_order(void **state)
         assert_false(all[i].timer.pending);
 }
 
+/* A timer that is far too late is given its time again, or the last seconds of it. */
+static void test_clock_stands_still_in_a_pause(void **state)
+{
+    struct loop *loop = *state;
+    struct loop_timer timer = {0};
+    struct seen s = {.loop = loop};
+    loop_timer_start(loop, &timer, 50, on_timer, &s);
+    uint64_t before = loop_now(loop);
+    stopped_s = 60;
+    loop_turn(loop, false);
+    assert_int_equal(loop_pauses(loop), 1);
+    assert_in_range(loop_now(loop) - before, 0, 1000);
+    assert_true(timer.pending);
+    while (s.calls == 0)
+        loop_turn(loop, true);
+
+    loop_timer_start(loop, &timer, 100 * 1000, on_timer, &s);
+    before = loop_now(loop);
+    stopped_s += 90; /* nothing was due meanwhile: a wait like any other */
+    loop_turn(loop, false);
+    assert_int_equal(loop_pauses(loop), 1);
+    assert_in_range(loop_now(loop) - before, 90 * 1000, 91 * 1000);
+    stopped_s += 60;
+    loop_turn(loop, false);
+    assert_int_equal(loop_pauses(loop), 2);
+    assert_in_range(timer.due - loop_now(loop), 4000, 5000);
+    loop_timer_stop(&timer);
+    stopped_s = 0;
+}
+
+/* Late again in the next turn, it is out of time and ends. */
+static void test_no_two_pauses_in_a_row(void **state)
+{
+    struct loop *loop = *state;
+    struct loop_timer timer = {0};
+    struct seen s = {.loop = loop};
+    loop_timer_start(loop, &timer, 50, on_timer, &s);
+    for (int turns = 0; turns < 2; turns++) {
+        assert_int_equal(s.calls, 0);
+        usleep(60 * 1000);
+        stopped_s += 60;
+        loop_turn(loop, false);
+        assert_int_equal(loop_pauses(loop), 1);
+    }
+    while (s.calls == 0)
+        loop_turn(loop, false);
+    assert_int_equal(loop_pauses(loop), 1);
+    stopped_s = 0;
+}
+
 static void write_after_ms(int fd, long ms)
 {
     const struct timespec pause = {.tv_nsec = ms * 1000000};
@@ -389,6 +461,8 @@ int main(void)
         LOOP_TEST(test_timer_is_never_early),
         LOOP_TEST(test_timer_that_restarts_itself_runs_once_a_turn),
         LOOP_TEST(test_many_timers_fire_in_order),
+        LOOP_TEST(test_clock_stands_still_in_a_pause),
+        LOOP_TEST(test_no_two_pauses_in_a_row),
         LOOP_TEST(test_last_timer_leaves_nothing_that_wakes),
         LOOP_TEST(test_deferred_run_in_order_in_the_same_turn),
         LOOP_TEST(test_endless_deferring_does_not_starve_the_rest),

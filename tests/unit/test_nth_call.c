@@ -26,7 +26,7 @@ int __lsan_do_recoverable_leak_check(void) __attribute__((weak));
 enum {
     PASS_MS = 500,   /* so long is waited for what does not come at once */
     PASSES_MAX = 40, /* and so often: longer than --connect-timeout */
-    REST_STEP_MS = 2000,
+    REST_STEP_MS = 1000,
     FORGET_MS = 6000,   /* a name that did not resolve is asked for again after 5 s */
     REST_MS = 200000,   /* longer than an association, a DNS connection and TIME_WAIT last */
     STEPS_LOST_MAX = 2, /* by one call: a query's answer is needed by the next step */
