@@ -242,7 +242,7 @@ static void test_a_flood_past_the_most_is_dropped(void **state)
     (void)state;
     size_t total = 0;
     struct flow *flow = NULL;
-    for (unsigned i = 0; i < 40; i++) { /* one byte each costs a hundred */
+    do { /* one byte each costs a hundred, until a flow gets none in but its first */
         flow = connect_flow(true);
         for (int k = 0; k < 3; k++)
             fill(flow, 60000);
@@ -252,10 +252,10 @@ static void test_a_flood_past_the_most_is_dropped(void **state)
             flow->peer.seq++;
         }
         total += flow->conn.rx_bytes;
-    }
+    } while (flow->conn.rx_bytes >= 2 && f.opened < 40);
     assert_in_range(total, 500000, 2 * MB);
     assert_true(flow->conn.rx_bytes < 2);
-    for (unsigned i = 0; i < 40; i++)
+    for (unsigned i = 0; i < f.opened; i++)
         read_all(&f.flows[i]);
     flow->reads = true;
     flow->peer.seq -= 99999;
