@@ -15,7 +15,8 @@ class Downloads:
         self.done, self.failed, self.wrong = 0, 0, []
         self.problem = None  # the last one
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(tunnel, lab, port, index))
+        self._threads = [threading.Thread(target=self._run, args=(tunnel, lab, port, index),
+                                          daemon=True)  # a test that fails may not come to stop()
                          for index in range(count)]
         for thread in self._threads:
             thread.start()
@@ -35,8 +36,12 @@ class Downloads:
                 self.failed, self.problem = self.failed + 1, problem
                 time.sleep(0.02)
 
-    def stop(self):
+    def give_up(self):
+        """Begin nothing new, whatever becomes of what is under way."""
         self._stop.set()
+
+    def stop(self):
+        self.give_up()
         for thread in self._threads:
             thread.join(30)
         assert not any(thread.is_alive() for thread in self._threads), "flows hang"

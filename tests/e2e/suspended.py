@@ -72,5 +72,6 @@ class Suspended:
         self.tunnel.settle()
 
     def close(self):
+        self._load.give_up()
         self.tunnel.signal_all(signal.SIGCONT)  # where nobody waited
         self.lab.close()
