@@ -72,11 +72,14 @@ class Namespace:
         self.run("sysctl", "-q", "-w", *settings, check=True)
 
     def ip(self, command, check=True):
-        """`ip COMMAND` in here; returns its output."""
-        done = subprocess.run(["ip", "-n", self.name] + command.split(), text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        assert not check or done.returncode == 0, f"ip {command}: {done.stdout}"
-        return done.stdout
+        """`ip COMMAND` in here; returns its output, and what it complains of where it fails.
+
+        Succeeding, it complains of other namespaces that come or go while it looks for their names.
+        """
+        done = subprocess.run(["ip", "-n", self.name] + command.split(), text=True, capture_output=True)
+        said = done.stdout + (done.stderr if done.returncode else "")
+        assert not check or done.returncode == 0, f"ip {command}: {said}"
+        return said
 
     def set_resolver(self, *addresses):
         """What programs started from now on find in /etc/resolv.conf."""
