@@ -228,6 +228,8 @@ int up_state_undo(const struct up_state *s, bool after_death)
 {
     struct undo u = {.after_death = after_death};
     int count = journal_replay(s->journal, on_record, &u);
+    if (count < 0 && count != -ENOENT)
+        say("cannot read %s: %s", s->journal, strerror(-count));
     return count >= 0 && u.error < 0 ? u.error : count;
 }
 

@@ -83,3 +83,20 @@ def test_down_killed_at_any_stage(desktop, serve, killer, tmp_path):
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_journal_that_cannot_be_read_is_told(desktop, serve):
+    """By `down` and by the next `up`, which leave all as it is; once it can be read, `down` undoes it."""
+    before = desktop.state()
+    desktop.up(serve.url).kill()
+    journal = f"/run/culvert/{desktop.state_prefix()}journal"
+    os.rename(journal, f"{journal}.aside")
+    os.mkdir(journal)
+    down, again = desktop.down(), desktop.start_up(serve.url)
+    again.checked = True
+    assert again.wait_end() == down.returncode == 1
+    assert f"cannot read {journal}" in down.stderr and again.count(f"cannot read {journal}") == 1
+    os.rmdir(journal)
+    os.rename(f"{journal}.aside", journal)
+    assert desktop.down().returncode == 0
+    desktop.assert_state(before)
