@@ -36,6 +36,7 @@
 #include <linux/capability.h>
 
 #include "core/command/say.h"
+#include "core/up/sysctl.h"
 #include "core/worker/id_map.h"
 #include "stack/link.h"
 
@@ -71,18 +72,6 @@ static bool is_privileged(void)
     return (data[0].effective & needed) == needed;
 }
 
-/* The number that a file of /proc/sys holds, or -1. */
-static long read_sysctl(const char *path)
-{
-    char text[32] = "";
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return -1;
-    ssize_t n = read(fd, text, sizeof(text) - 1);
-    close(fd);
-    return n > 0 ? strtol(text, NULL, 10) : -1;
-}
-
 const char *sandbox_remedy(int error)
 {
     if (error == ENOSPC || error == EUSERS)
@@ -90,24 +79,12 @@ const char *sandbox_remedy(int error)
                "and max_mnt_namespaces";
     if (error == EINVAL || error == ENOSYS)
         return "use a kernel that has them (CONFIG_USER_NS, CONFIG_NET_NS)";
-    if (read_sysctl("/proc/sys/kernel/unprivileged_userns_clone") == 0)
+    if (sysctl_number("kernel/unprivileged_userns_clone", -1) == 0)
         return "as root, sysctl kernel.unprivileged_userns_clone=1";
-    if (read_sysctl("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == 1)
+    if (sysctl_number("kernel/apparmor_restrict_unprivileged_userns", -1) == 1)
         return "as root, give culvert an AppArmor profile with \"userns,\", or sysctl "
                "kernel.apparmor_restrict_unprivileged_userns=0";
     return "allow them where this runs (a chroot, or a container's seccomp policy)";
-}
-
-/* Write a short file at once, as /proc wants it. 0 or -errno. */
-static int write_file(const char *path, const char *text)
-{
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0)
-        return -errno;
-    ssize_t n = write(fd, text, strlen(text));
-    int error = n < 0 ? -errno : 0;
-    close(fd);
-    return error;
 }
 
 /* 0 or -errno. */
@@ -196,7 +173,7 @@ static void allow_ping(void)
 {
     char range[48];
     (void)snprintf(range, sizeof(range), "%u %u", (unsigned)getegid(), (unsigned)getegid());
-    (void)write_file("/proc/sys/net/ipv4/ping_group_range", range);
+    (void)sysctl_write("net/ipv4/ping_group_range", range);
 }
 
 static bool make_network(struct tun_setup *setup)

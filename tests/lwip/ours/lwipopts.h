@@ -1,5 +1,5 @@
 /*
- * Our options, as far as lwIP's unit tests let us: everything about TCP and reassembly is ours. The
+ * Our options, as far as lwIP's unit tests let us: everything about TCP is ours. The
  * tests insist on the parts that we leave out (an operating system layer, UDP, Ethernet and what
  * stands on it), on pools, and on statistics to look at.
  */
@@ -7,6 +7,7 @@
 #define CULVERT_TESTS_LWIPOPTS_H
 
 #include "../../../third_party/lwip/port/lwipopts.h"
+#include "../reassembly_options.h"
 
 #define LWIP_TESTMODE 1
 

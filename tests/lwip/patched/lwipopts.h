@@ -4,6 +4,7 @@
 #define CULVERT_TESTS_PATCHED_LWIPOPTS_H
 
 #include "../../../third_party/lwip/port/lwipopts.h"
+#include "../reassembly_options.h"
 
 #undef LWIP_ICMP
 #undef LWIP_ICMP6

@@ -12,8 +12,7 @@
 #define SYS_LIGHTWEIGHT_PROT 0 /* nothing to lock: one thread */
 #define LWIP_NETCONN         0
 #define LWIP_SOCKET          0
-/* stack_tick() calls tcp_tmr(), ip_reass_tmr() and ip6_reass_tmr(), and only while they concern
- * anyone. */
+/* stack_tick() calls tcp_tmr(), and only while it concerns anyone. */
 #define LWIP_TIMERS 0
 
 /* malloc, so that an idle tunnel is small and a busy one is bounded by --max-flows alone. */
@@ -34,7 +33,7 @@
 #define LWIP_IPV6_SCOPES 0 /* link-local addresses never become flows */
 #define LWIP_TCP         1
 #define LWIP_UDP         0 /* stack/input.c hands datagrams on: relaying needs no pcb a socket */
-#define LWIP_RAW         1 /* for the tests of lwIP's reassembly alone, see there */
+#define LWIP_RAW         0
 #define LWIP_ARP         0 /* a TUN device has no link layer */
 #define LWIP_ETHERNET    0
 #define PBUF_LINK_HLEN   0
@@ -74,20 +73,9 @@
 
 /* --- Fragments ------------------------------------------------------------------------------- */
 
-/*
- * No fragment reaches lwIP: stack/reassembly.c puts them together. Its own reassembly stays built
- * because the tests of our patches to it (tests/lwip) run on this tree.
- */
-#define IP_REASSEMBLY   1
-#define LWIP_IPV6_REASS 1
-/* Room for about 19 datagrams of 65,535 bytes in fragments of a 1,280 byte MTU; then the oldest go.
- */
-#define IP_REASS_MAX_PBUFS 1024
-/* Seconds. Fragments come over a local link: what is not there after this long was lost. */
-#define IP_REASS_MAXAGE   15
-#define IPV6_REASS_MAXAGE 15
-/* lwIP's bookkeeping is larger than a fragment header where pointers have 64 bits. */
-#define IPV6_FRAG_COPYHEADER 1
+/* No fragment reaches lwIP: stack/reassembly.c puts them together. */
+#define IP_REASSEMBLY   0
+#define LWIP_IPV6_REASS 0
 /* Sending: TCP segments fit the MTU or are the device's to cut, datagrams are cut by
  * stack/output.c. */
 #define IP_FRAG        0
