@@ -282,7 +282,8 @@ static int exchange(const char *path, const char *other, const char *text, size_
     return error;
 }
 
-static int replace(const struct resolvconf *r, struct journal *j, const char *old)
+/* `whole`: the copy is all of it, and may be what the file is restored from. */
+static int replace(const struct resolvconf *r, struct journal *j, const char *old, bool whole)
 {
     char other[RESOLVCONF_PATH_MAX];
     char path_word[3 * RESOLVCONF_PATH_MAX];
@@ -299,7 +300,7 @@ static int replace(const struct resolvconf *r, struct journal *j, const char *ol
         error = is_mount_point(r->path) ? -EBUSY : exchange(r->path, other, text, size);
         if (error == -EBUSY || error == -EXDEV || error == -EROFS || error == -EINVAL ||
             error == -EACCES || error == -EPERM || error == -ENOSYS)
-            error = write_in_place(r->path, text, size, false);
+            error = whole ? write_in_place(r->path, text, size, false) : -EFBIG;
     }
     free(text);
     return error;
@@ -318,7 +319,7 @@ int resolvconf_install(const struct resolvconf *r, struct journal *j)
     }
     error = copy_text(r, r->path, old ? old : "", size);
     if (error == 0)
-        error = replace(r, j, old ? old : "");
+        error = replace(r, j, old ? old : "", size < RESOLVCONF_MAX);
     free(old);
     return error;
 }

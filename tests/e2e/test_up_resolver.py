@@ -136,6 +136,19 @@ def test_mounted_file_beside_another_culvert(desktop, serve, tmp_path):
         assert listing(etc) == before
 
 
+def test_mounted_file_too_large_to_be_copied(desktop, serve):
+    """It could not be restored, and so is not overwritten."""
+    path = pathlib.Path(desktop.resolv_conf())
+    original = path.read_text()
+    path.write_text(original + "# a comment\n" * 10000)
+    before = desktop.state()
+    up = desktop.start_up(serve.url)
+    up.checked = True
+    assert up.wait_end() == 1 and up.count("File too large; --no-dns-setup") == 1
+    desktop.assert_state(before)
+    path.write_text(original)
+
+
 def test_dhcp_renames_a_new_file_over_it(desktop, serve, tmp_path):
     with desktop.private_etc(tmp_path) as (etc, space):
         (etc / "resolv.conf").write_text(ORIGINAL)
