@@ -18,7 +18,10 @@
 
 #include "core/base/log.h"
 
+enum { DOUBT_MS = 20 };
+
 static void on_ready(void *arg, unsigned ready);
+static void proceed(struct attempt *a, unsigned ready);
 
 static int watch(struct attempt *a, bool also_write)
 {
@@ -110,6 +113,7 @@ int attempt_start(struct attempt *a, struct loop *loop, const struct outbound_op
 void attempt_close(struct attempt *a)
 {
     socks5_client_wipe(&a->client);
+    loop_timer_stop(&a->doubt);
     loop_ignore(&a->io);
     if (a->fd >= 0)
         close(a->fd);
@@ -120,6 +124,7 @@ int attempt_take_socket(struct attempt *a)
 {
     int fd = a->fd;
     socks5_client_wipe(&a->client);
+    loop_timer_stop(&a->doubt);
     a->fd = -1;
     return fd;
 }
@@ -146,6 +151,25 @@ static enum attempt_event verdict(const struct attempt *a)
         break;
     }
     return ATTEMPT_NONSENSE;
+}
+
+static void resolve_doubt(void *arg)
+{
+    proceed(arg, LOOP_READ | LOOP_CLOSED);
+}
+
+/*
+ * Less was read than asked for: the socket is empty, and edge-triggered epoll tells of what comes
+ * later. An end that was there already tells no more. An orderly one is known from LOOP_CLOSED; a
+ * reset right behind the bytes is hidden by libevent (EPOLLERR becomes "readable and writable"),
+ * so after a moment of silence the socket is read once more, to EAGAIN. False: read on now.
+ */
+static bool trust_short_read(struct attempt *a, unsigned ready)
+{
+    if (ready & LOOP_CLOSED)
+        return false;
+    loop_timer_start(a->loop, &a->doubt, DOUBT_MS, resolve_doubt, a);
+    return true;
 }
 
 /*
@@ -187,9 +211,8 @@ static void proceed(struct attempt *a, unsigned ready)
             if (a->fd < 0)
                 return;
         }
-        /* A short read has emptied the socket; more raises a new edge, an end already seen not. */
         if ((size_t)n < wanted)
-            readable = ready & LOOP_CLOSED;
+            readable = !trust_short_read(a, ready);
     }
 }
 

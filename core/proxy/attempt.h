@@ -30,6 +30,7 @@ struct attempt {
     struct link link; /* its owner's */
     struct loop *loop;
     struct loop_io io;
+    struct loop_timer doubt; /* whether a short read emptied the socket */
     attempt_fn *fn;
     void *arg;
     struct endpoint peer;

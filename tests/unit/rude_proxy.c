@@ -82,6 +82,13 @@ static bool reply(struct session *s)
     note_request(s);
     if (p->rudeness == PROXY_CLOSES_UNASKED)
         return false;
+    if (p->rudeness == PROXY_CUTS_REPLY) {
+        const struct linger reset = {.l_onoff = 1};
+        say(s, "\x05\x00\x00\x01\x0a", 5);
+        flush(s);
+        setsockopt(s->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+        return false;
+    }
     if (p->rudeness == PROXY_NONSENSE_REPLY) {
         say(s, "\x05\x00\x00\x09rubbish", 11);
         return true;
@@ -122,6 +129,7 @@ static bool judge_greeting(struct session *s, const uint8_t *bytes, size_t *len)
     case PROXY_POLITE:
     case PROXY_DRIPS:
     case PROXY_CLOSES_AT_ONCE:
+    case PROXY_CUTS_REPLY:
     case PROXY_CLOSES_UNASKED:
     case PROXY_NONSENSE_REPLY:
     case PROXY_SILENT:

@@ -14,6 +14,7 @@ enum rudeness {
     PROXY_POLITE,
     PROXY_DRIPS,          /* its answers come byte by byte */
     PROXY_CLOSES_AT_ONCE, /* accepts and closes */
+    PROXY_CUTS_REPLY,     /* sends half a reply and resets the connection */
     PROXY_CLOSES_UNASKED, /* reads the request, then closes without a reply */
     PROXY_TALKS_HTTP,
     PROXY_NONSENSE_REPLY, /* a proper method, then rubbish in the reply's place */

@@ -157,6 +157,20 @@ static void test_a_pause_is_not_the_proxys_fault(void **state)
     }
 }
 
+/* The reset comes with the bytes before it, in one event. It ends the dial, not a time-out does. */
+static void test_reset_behind_half_a_reply(void **state)
+{
+    struct fixture *f = *state;
+    struct dial_result r = connect_through(f);
+    assert_connected(f, &r, NULL);
+    f->server.rudeness = PROXY_CUTS_REPLY;
+    for (int i = 0; i < 3; i++) {
+        r = connect_through(f);
+        assert_int_equal(r.status, DIAL_CLOSED);
+        assert_int_equal(r.error, ECONNRESET);
+    }
+}
+
 static void test_nonsense(void **state)
 {
     struct fixture *f = *state;
@@ -474,6 +488,7 @@ int main(void)
         DIAL_TEST(test_close_without_an_answer),
         DIAL_TEST(test_close_by_a_proven_proxy),
         DIAL_TEST(test_a_pause_is_not_the_proxys_fault),
+        DIAL_TEST(test_reset_behind_half_a_reply),
         DIAL_TEST(test_nonsense),
         DIAL_TEST(test_silence_times_out),
         DIAL_TEST(test_silence_is_hedged),
