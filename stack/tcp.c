@@ -307,6 +307,27 @@ static void input_held(struct stack *s, struct conn *c, const uint8_t *ip,
         hold_syn(c, ip, info);
 }
 
+/*
+ * lwIP takes a segment's bytes and FIN whatever it acknowledges. RFC 9293, 3.10.7.4: one that
+ * acknowledges what was never sent is answered and dropped, and RFC 5961, 5, what was acknowledged
+ * longer ago than a window: who does not see the connection must guess two numbers, not one.
+ */
+static bool acknowledges_nonsense(const struct conn *c, const uint8_t *ip,
+                                  const struct packet_info *info)
+{
+    const struct tcp_pcb *pcb = c->pcb;
+    if (pcb == NULL || pcb->state < ESTABLISHED || info->tcp_flags & TCP_RST)
+        return false;
+    uint32_t ack = load_u32(ip + info->ip_header_len + 8);
+    return pcb->snd_nxt - ack > pcb->snd_nxt - pcb->lastack + pcb->snd_wnd_max;
+}
+
+static void acknowledge_again(struct stack *s, struct conn *c)
+{
+    tcp_ack_now(c->pcb);
+    conn_flush(s, c);
+}
+
 void conn_input(struct stack *s, const struct packet *p, const struct packet_info *info,
                 struct rx_buffer **buffer)
 {
@@ -323,6 +344,10 @@ void conn_input(struct stack *s, const struct packet *p, const struct packet_inf
     c->heard_ms = s->now_ms;
     if (c->state == CONN_STATE_HELD) {
         input_held(s, c, p->data, info);
+        return;
+    }
+    if (acknowledges_nonsense(c, p->data, info)) {
+        acknowledge_again(s, c);
         return;
     }
     if (!window_takes(s, c, p->data, info))

@@ -104,6 +104,31 @@ static void test_reset_ends_it(void **state)
     teardown(&f);
 }
 
+/* Bytes and a FIN that come with an impossible acknowledgement are answered, and nobody's. */
+static void test_blind_segments_are_not_taken(void **state)
+{
+    struct fixture f;
+    static const uint32_t guesses[] = {1, 100000, 1u << 31, 0u - 1000000};
+    (void)state;
+    for (size_t i = 0; i < 2 * sizeof guesses / sizeof guesses[0]; i++) {
+        setup(&f);
+        struct peer p = connect_peer(&f, i % 2);
+        struct peer blind = p;
+        struct iovec iov;
+        blind.ack += guesses[i / 2];
+        send_segment(&blind, ACK | PSH | FIN, "evil", 4, NULL, 0);
+        expect_flags(&f, ACK);
+        assert_int_equal(got.seq, p.ack);
+        assert_int_equal(got.ack, p.seq);
+        assert_int_equal(take_events(&f) & (CONN_DATA | CONN_FIN), 0);
+        send_segment(&p, ACK | PSH, "good", 4, NULL, 0);
+        assert_int_equal(conn_peek(f.last, &iov, 1), 1);
+        assert_memory_equal(iov.iov_base, "good", 4);
+        drop(&f);
+        teardown(&f);
+    }
+}
+
 static void test_idle_stack_wants_no_time(void **state)
 {
     struct fixture f;
@@ -222,6 +247,7 @@ int main(void)
         cmocka_unit_test(test_half_close_of_the_application),
         cmocka_unit_test(test_time_wait_answers_and_makes_way),
         cmocka_unit_test(test_reset_ends_it),
+        cmocka_unit_test(test_blind_segments_are_not_taken),
         cmocka_unit_test(test_idle_stack_wants_no_time),
         cmocka_unit_test(test_datagram_comes_and_goes),
         cmocka_unit_test(test_fragments_are_put_together),
