@@ -42,6 +42,8 @@ struct worker {
     uint32_t flow_count;   /* TCP flows and UDP associations */
     uint64_t next_flow_id; /* for the log */
     int error;             /* why the loop was stopped: 0, or the device's -errno */
+    /* The last association has ended: time to give memory back. NULL: nobody wants to know. */
+    void (*on_quiet)(struct worker *w);
 };
 
 /* Each *_new() returns NULL when out of memory. The worker outlives them. */

@@ -139,6 +139,8 @@ static void on_idle_timer(void *arg)
     }
     if (u->receiver)
         udp_receiver_trim(u->receiver); /* nobody is left: nothing need stay in memory */
+    if (u->worker->on_quiet)
+        u->worker->on_quiet(u->worker);
 }
 
 void association_touch(struct association *a)

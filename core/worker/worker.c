@@ -168,6 +168,12 @@ static void plan_trim(struct run *r)
     loop_timer_start(r->worker.loop, &r->trim, TRIM_AFTER_MS, on_trim, r);
 }
 
+/* lwIP's last timer ends only where there was TCP. */
+static void on_quiet(struct worker *w)
+{
+    plan_trim(CONTAINER_OF(w, struct run, worker));
+}
+
 static void on_tick(void *arg)
 {
     struct run *r = arg;
@@ -323,7 +329,7 @@ int worker_run(const struct worker_seat *seat, const struct options *options,
                worker_ready_fn *on_ready, void *arg)
 {
     struct run r = {
-        .worker = {.device = seat->device, .limits = &options->limits},
+        .worker = {.device = seat->device, .limits = &options->limits, .on_quiet = on_quiet},
         .batch = 1,
         .tick_at_ms = UINT64_MAX,
         .linger_s = options->linger_s,

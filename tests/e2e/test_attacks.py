@@ -134,6 +134,17 @@ def test_udp_source_flood(lab, serve):
         assert sock.recv(100) == b"served on"
 
 
+@pytest.mark.skipif(laboratory.SANITIZED, reason="the sanitizer keeps what was freed")
+def test_memory_of_udp_sources_comes_back(lab, serve):
+    """Without a TCP flow, whose end gives it back otherwise. Tables stay as large as they became."""
+    with lab.tunnel(serve.url, "--udp-idle-timeout", "2") as tunnel:
+        before = tunnel.resident_mb()
+        siege.Process(tunnel.app, flood_udp, tunnel.device, lab.world4, 9999, 10000).wait(60)
+        peak = tunnel.resident_mb()
+        wait_for(lambda: tunnel.resident_mb() - before < 0.75 * (peak - before),
+                 "the sources' memory comes back", 30)
+
+
 def flood_with_sources(lab, tunnel, count):
     with Siege(lab, tunnel, "UDP from ever new sources", f"{count:,} sources", memory_mb=160,
                least_rate=0.1):
