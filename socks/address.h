@@ -17,9 +17,6 @@ enum socks5_address_type {
     SOCKS5_ADDRESS_V6 = 4,
 };
 
-/* From ATYP to the port: 7, 19, or 4 and the name's bytes. */
-enum { SOCKS5_ADDRESS_SIZE_MAX = 1 + 1 + TARGET_NAME_MAX + 2 };
-
 struct socks5_address {
     bool is_name;
     struct endpoint endpoint; /* port always valid; addr when !is_name */

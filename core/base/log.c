@@ -31,17 +31,6 @@ void log_set_level(enum log_level level)
     log_threshold = level;
 }
 
-bool log_level_parse(const char *name, enum log_level *out)
-{
-    for (int level = LOG_LEVEL_ERROR; level <= LOG_LEVEL_TRACE; level++) {
-        if (strcmp(name, level_names[level]) == 0) {
-            *out = (enum log_level)level;
-            return true;
-        }
-    }
-    return false;
-}
-
 int log_open_file(const char *path)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0640);

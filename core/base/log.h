@@ -20,8 +20,6 @@ enum log_level {
 extern enum log_level log_threshold; /* LOG_LEVEL_INFO at first; log_set_level() sets it */
 
 void log_set_level(enum log_level level);
-/* "error", "warn", "info", "debug" or "trace". */
-bool log_level_parse(const char *name, enum log_level *out);
 /* Append to `path` instead of stderr. 0 or -errno. */
 int log_open_file(const char *path);
 /* Where lines go: stderr, or the file's descriptor. */

@@ -39,6 +39,15 @@ static bool reach(struct check *c, struct check_result *r, const struct trial *t
     return false;
 }
 
+/* A message that a new connection's buffer holds whole. 0 or -errno. */
+static int send_all(int fd, const void *bytes, size_t len)
+{
+    ssize_t n = send(fd, bytes, len, MSG_NOSIGNAL);
+    if (n < 0)
+        return -errno;
+    return (size_t)n == len ? 0 : -EAGAIN;
+}
+
 static ssize_t receive(int fd, void *bytes, size_t len, unsigned ms)
 {
     if (!check_poll(fd, POLLIN, ms))
@@ -53,8 +62,9 @@ static int ask_over_http(int fd, const char *host, unsigned ms)
     char request[400];
     uint8_t answer[16];
     int len = snprintf(request, sizeof(request), "HEAD / HTTP/1.0\r\nHost: %.255s\r\n\r\n", host);
-    if (send(fd, request, (size_t)len, MSG_NOSIGNAL) != len)
-        return -errno;
+    int error = send_all(fd, request, (size_t)len);
+    if (error)
+        return error;
     ssize_t n = receive(fd, answer, sizeof(answer), ms);
     return n > 0 ? 0 : n == 0 ? -ECONNRESET : (int)n;
 }
@@ -182,9 +192,10 @@ static int ask_dns(int fd, const char *name, unsigned ms)
     size_t len = check_write_query(query + 2, name, id);
     query[0] = (uint8_t)(len >> 8);
     query[1] = (uint8_t)len;
-    if (send(fd, query, len + 2, MSG_NOSIGNAL) != (ssize_t)len + 2)
-        return -errno;
-    int error = receive_all(fd, answer, sizeof(answer), ms);
+    int error = send_all(fd, query, len + 2);
+    if (error)
+        return error;
+    error = receive_all(fd, answer, sizeof(answer), ms);
     if (error)
         return error;
     return check_is_dns_answer(answer + 2, sizeof(answer) - 2, id) ? 0 : -EPROTO;

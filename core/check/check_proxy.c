@@ -183,7 +183,7 @@ void check_round_trip(struct check *c, struct check_result *r)
         start_reaching(c, &t, &c->peer);
         if (!check_wait(c, &t.done, check_left(began, c->timeout_ms)) || t.attempt.error) {
             attempt_close(&t.attempt);
-            check_say(r, CHECK_WARN, "%d of %d further connections failed", TIMES - i, TIMES);
+            check_say(r, CHECK_WARN, "connection %d of %d more failed", i + 1, TIMES);
             check_remedy(r, "the proxy, or the way to it, loses connections: look there");
             return;
         }

@@ -8,7 +8,6 @@
 #include "core/base/addr.h"
 
 enum {
-    STUN_PORT = 3478,
     STUN_ID_SIZE = 12,     /* bytes of a transaction id */
     STUN_REQUEST_MAX = 28, /* bytes of the longest request made here */
 };

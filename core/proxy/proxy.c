@@ -47,11 +47,6 @@ const struct outbound_options *proxy_outbound(const struct proxy *p)
     return p->outbound;
 }
 
-struct resolver *proxy_resolver(const struct proxy *p)
-{
-    return p->resolver;
-}
-
 const struct socks5_credentials *proxy_credentials(const struct proxy *p)
 {
     return p->url->has_credentials ? &p->credentials : NULL;

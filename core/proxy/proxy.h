@@ -17,7 +17,6 @@ struct proxy *proxy_new(struct loop *loop, struct resolver *resolver, const stru
 void proxy_free(struct proxy *p);
 bool proxy_is_direct(const struct proxy *p);
 const struct outbound_options *proxy_outbound(const struct proxy *p);
-struct resolver *proxy_resolver(const struct proxy *p);
 
 /* UDP refused by the proxy (reply 7, or closed without a reply) is remembered for a minute. */
 bool proxy_udp_refused(const struct proxy *p);

@@ -90,18 +90,6 @@ static void test_long_lines_are_cut(void **state)
     assert_ptr_equal(strchr(text, '\n'), text + len - 1);
 }
 
-static void test_level_names(void **state)
-{
-    (void)state;
-    enum log_level level;
-    assert_true(log_level_parse("error", &level));
-    assert_int_equal(level, LOG_LEVEL_ERROR);
-    assert_true(log_level_parse("trace", &level));
-    assert_int_equal(level, LOG_LEVEL_TRACE);
-    assert_false(log_level_parse("loud", &level));
-    assert_false(log_level_parse("", &level));
-}
-
 static void test_closed_stderr_loses_the_line_only(void **state)
 {
     (void)state;
@@ -166,7 +154,6 @@ int main(void)
         cmocka_unit_test(test_remote_text_is_escaped),
         cmocka_unit_test(test_escapes_are_cut_whole),
         cmocka_unit_test(test_long_lines_are_cut),
-        cmocka_unit_test(test_level_names),
         cmocka_unit_test(test_closed_stderr_loses_the_line_only),
         cmocka_unit_test(test_limit),
         cmocka_unit_test(test_file),
