@@ -293,6 +293,59 @@ static void test_landlock_alone_keeps_files_out_of_reach(void **state)
     assert_int_equal(status, REFUSED_ERRNO);
 }
 
+static long list_the_root(void)
+{
+    return open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+static long feed_the_random_device(void)
+{
+    return open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+}
+
+static long read_the_random_device(void)
+{
+    return open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+}
+
+/* Of two things that everybody may open, a bit for each that could be. */
+static int in_reach(void)
+{
+    return (list_the_root() >= 0 ? 1 : 0) | (feed_the_random_device() >= 0 ? 2 : 0);
+}
+
+/*
+ * Behind namespaces, too: what is in sight there and open to every user is refused, which can only
+ * be Landlock; the first child is without it. The calls' filter is left out: it refuses as well.
+ */
+static void test_landlock_is_put_on_behind_the_view(void **state)
+{
+    (void)state;
+    if (!kernel_has_landlock())
+        skip();
+    struct confine_plan plan = {.descriptors = NULL};
+    assert_null(confine_find_user(NULL, &plan.user));
+    for (int whole = 0; whole < 2; whole++) {
+        pid_t child = fork();
+        if (child == 0 && !whole) {
+            confine_view(NULL);
+            bool changed =
+                !plan.user.change || setresuid(plan.user.uid, plan.user.uid, plan.user.uid) == 0;
+            _exit(changed && in_reach() == 3 ? REFUSED_ERRNO : CANNOT_CONFINE);
+        }
+        if (child == 0) {
+            if (confine_process(&plan) < 0)
+                _exit(CANNOT_CONFINE);
+            bool refused = in_reach() == 0 && errno == EACCES;
+            bool enough = read_the_random_device() >= 0 && read_resolv_conf() >= 0;
+            _exit(refused && enough ? REFUSED_ERRNO : OTHER_ERRNO);
+        }
+        int status = 0;
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(status, REFUSED_ERRNO);
+    }
+}
+
 static void test_what_relaying_needs_works(void **state)
 {
     (void)state;
@@ -454,6 +507,7 @@ int main(void)
         cmocka_unit_test(test_calls_without_need_are_refused),
         cmocka_unit_test(test_files_are_out_of_reach),
         cmocka_unit_test(test_landlock_alone_keeps_files_out_of_reach),
+        cmocka_unit_test(test_landlock_is_put_on_behind_the_view),
         cmocka_unit_test(test_what_relaying_needs_works),
         cmocka_unit_test(test_marks_are_the_brokers),
         cmocka_unit_test(test_a_crash_leaves_no_core_file),

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -25,10 +26,16 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
     return result;
 }
 
+static int settime_failures; /* so many calls from now on fail */
 int __real_timerfd_settime(int fd, int flags, const struct itimerspec *to, struct itimerspec *from);
 int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *to, struct itimerspec *from);
 int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *to, struct itimerspec *from)
 {
+    if (settime_failures > 0) {
+        settime_failures--;
+        errno = ENOMEM;
+        return -1;
+    }
     struct itimerspec real = *to;
     if (real.it_value.tv_sec > stopped_s)
         real.it_value.tv_sec -= stopped_s;
@@ -325,6 +332,31 @@ static void test_last_timer_leaves_nothing_that_wakes(void **state)
     close(fds[1]);
 }
 
+/* Without a timerfd that is armed nobody would wake who waits: not now, and again in the next turn.
+ */
+static void test_a_wake_that_cannot_be_armed_is_tried_again(void **state)
+{
+    struct loop *loop = *state;
+    const struct itimerspec long_after = {.it_value = {.tv_sec = 5}};
+    struct loop_io io = {0};
+    struct loop_timer timer = {0};
+    struct seen waited = {0}, s = {0};
+    int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
+    assert_int_equal(__real_timerfd_settime(fd, 0, &long_after, NULL), 0);
+    assert_int_equal(loop_watch(loop, &io, fd, LOOP_READ, on_ready, &waited), 0);
+    loop_timer_start(loop, &timer, 20, on_timer, &s);
+    settime_failures = 1;
+    loop_turn(loop, true);
+    bool waited_unarmed = waited.calls > 0 || !timer.pending;
+    for (int turns = 0; s.calls == 0 && waited.calls == 0 && turns < 100; turns++)
+        loop_turn(loop, true);
+    loop_ignore(&io);
+    close(fd);
+    assert_int_equal(settime_failures, 0);
+    assert_false(waited_unarmed);
+    assert_int_equal(s.calls, 1);
+}
+
 static int order[8];
 static int order_len;
 static struct loop_deferred second;
@@ -377,6 +409,55 @@ static void test_endless_deferring_does_not_starve_the_rest(void **state)
     assert_int_equal(t.calls, 1);
     assert_true(s.calls > 0);
     loop_undefer(&d);
+}
+
+/* libevent's, which it shows nobody. */
+static int find_epoll(void)
+{
+    for (int fd = 0; fd < 256; fd++) {
+        char path[32], name[64] = "";
+        (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+        if (readlink(path, name, sizeof(name) - 1) > 0 && strstr(name, "[eventpoll]"))
+            return fd;
+    }
+    return -1;
+}
+
+enum { TURNS_TOO_MANY = 1000 };
+
+static void on_each_round(void *arg)
+{
+    struct seen *s = arg;
+    if (++s->calls == TURNS_TOO_MANY)
+        loop_stop(s->loop);
+    loop_defer(s->loop, s->deferred, on_each_round, s);
+}
+
+/* It would fail for ever: the run ends in that turn, and says why. */
+static void test_a_wait_that_fails_ends_the_run(void **state)
+{
+    struct loop_deferred d = {0};
+    struct seen s = {.loop = *state, .deferred = &d};
+    char text[1024] = "";
+    int said[2];
+    int epoll = find_epoll();
+    assert_true(epoll >= 0);
+    int good = dup(epoll), err = dup(STDERR_FILENO);
+    int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    assert_int_equal(pipe2(said, O_CLOEXEC | O_NONBLOCK), 0);
+    loop_defer(*state, &d, on_each_round, &s);
+    assert_int_equal(dup2(said[1], STDERR_FILENO), STDERR_FILENO);
+    assert_int_equal(dup2(null, epoll), epoll);
+    loop_run(*state);
+    assert_int_equal(dup2(good, epoll), epoll);
+    assert_int_equal(dup2(err, STDERR_FILENO), STDERR_FILENO);
+    assert_in_range(s.calls, 1, TURNS_TOO_MANY - 1);
+    assert_true(read(said[0], text, sizeof(text) - 1) > 0);
+    assert_non_null(strstr(text, "error: event loop: cannot wait for events: "));
+    loop_undefer(&d);
+    const int used[] = {good, err, null, said[0], said[1]};
+    for (size_t i = 0; i < sizeof(used) / sizeof(used[0]); i++)
+        close(used[i]);
 }
 
 static char came[3]; /* what came first: "d", a descriptor, or "t", a timer */
@@ -464,8 +545,10 @@ int main(void)
         LOOP_TEST(test_clock_stands_still_in_a_pause),
         LOOP_TEST(test_no_two_pauses_in_a_row),
         LOOP_TEST(test_last_timer_leaves_nothing_that_wakes),
+        LOOP_TEST(test_a_wake_that_cannot_be_armed_is_tried_again),
         LOOP_TEST(test_deferred_run_in_order_in_the_same_turn),
         LOOP_TEST(test_endless_deferring_does_not_starve_the_rest),
+        LOOP_TEST(test_a_wait_that_fails_ends_the_run),
         LOOP_TEST(test_descriptors_before_timers),
         LOOP_TEST(test_signal),
         LOOP_TEST(test_run_until_stop),

@@ -209,36 +209,79 @@ static void test_fragments_are_put_together(void **state)
     }
 }
 
-/* What never becomes whole is forgotten after a while, and gives way to others before. */
-static void test_fragments_that_stay_alone_are_forgotten(void **state)
+enum { HALVES = 2, TOGETHER_MAX = 64 };
+
+/* A datagram in two fragments, as the application's kernel sends it. The caller frees the buffers.
+ */
+static void fragment_datagram(struct packet halves[HALVES])
 {
-    struct fixture sender, f;
+    struct fixture sender;
     static uint8_t payload[2000];
-    static struct packet first = {.buffer = NULL};
-    (void)state;
     setup(&sender);
     struct peer p = peer_of(false);
     stack_send_datagram(sender.stack, &p.src, &p.dst, payload, sizeof payload, 0);
-    first.buffer = malloc(PACKET_BUFFER_SIZE);
-    assert_true(device_memory_pop(sender.device, &first));
-    teardown(&sender);
-    setup(&f);
-    for (unsigned id = 0; id < 1000; id++) {
-        first.data[4] = (uint8_t)(id >> 8);
-        first.data[5] = (uint8_t)id;
-        first.data[10] = first.data[11] = 0;
-        uint16_t sum = (uint16_t)~packet_sum_fold(packet_sum(first.data, 20, 0));
-        first.data[10] = (uint8_t)(sum >> 8);
-        first.data[11] = (uint8_t)sum;
-        device_memory_push(f.device, first.data, first.len, NULL);
+    for (int i = 0; i < HALVES; i++) {
+        halves[i].buffer = malloc(PACKET_BUFFER_SIZE);
+        assert_true(device_memory_pop(sender.device, &halves[i]));
     }
-    receive(&f);
+    expect_silence(&sender);
+    teardown(&sender);
+}
+
+/* The IPv4 fragment as one of the datagram of that number. */
+static void send_fragment_of(struct fixture *f, const struct packet *fragment, unsigned id)
+{
+    uint8_t *ip = fragment->data;
+    ip[4] = (uint8_t)(id >> 8);
+    ip[5] = (uint8_t)id;
+    ip[10] = ip[11] = 0;
+    uint16_t sum = (uint16_t)~packet_sum_fold(packet_sum(ip, 20, 0));
+    ip[10] = (uint8_t)(sum >> 8);
+    ip[11] = (uint8_t)sum;
+    device_memory_push(f->device, ip, fragment->len, NULL);
+    receive(f);
+}
+
+/* What never becomes whole is forgotten after a while. */
+static void test_fragments_that_stay_alone_are_forgotten(void **state)
+{
+    struct fixture f;
+    struct packet halves[HALVES];
+    (void)state;
+    fragment_datagram(halves);
+    setup(&f);
+    for (unsigned id = 0; id < 1000; id++)
+        send_fragment_of(&f, &halves[0], id);
     assert_int_equal(f.datagrams, 0);
     assert_true(stack_next_tick(f.stack) != UINT64_MAX);
     pass_time(&f, 20000);
     assert_true(stack_next_tick(f.stack) == UINT64_MAX);
-    free(first.buffer);
+    for (int i = 0; i < HALVES; i++)
+        free(halves[i].buffer);
     teardown(&f);
+}
+
+/* As many wait for their rest as there is room for; the next one takes the oldest one's place. */
+static void test_fragments_give_way_to_later_ones(void **state)
+{
+    struct packet halves[HALVES];
+    (void)state;
+    fragment_datagram(halves);
+    for (unsigned begun = TOGETHER_MAX; begun <= TOGETHER_MAX + 1; begun++) {
+        struct fixture f;
+        setup(&f);
+        for (unsigned id = 0; id < begun; id++)
+            send_fragment_of(&f, &halves[0], id);
+        send_fragment_of(&f, &halves[1], begun - 1);
+        assert_int_equal(f.datagrams, 1);
+        send_fragment_of(&f, &halves[1], 1);
+        assert_int_equal(f.datagrams, 2);
+        send_fragment_of(&f, &halves[1], 0);
+        assert_int_equal(f.datagrams, begun == TOGETHER_MAX ? 3 : 2);
+        teardown(&f);
+    }
+    for (int i = 0; i < HALVES; i++)
+        free(halves[i].buffer);
 }
 
 int main(void)
@@ -252,6 +295,7 @@ int main(void)
         cmocka_unit_test(test_datagram_comes_and_goes),
         cmocka_unit_test(test_fragments_are_put_together),
         cmocka_unit_test(test_fragments_that_stay_alone_are_forgotten),
+        cmocka_unit_test(test_fragments_give_way_to_later_ones),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
