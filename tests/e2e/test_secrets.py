@@ -116,8 +116,8 @@ def test_up(lab, proxy):
             sock.sendall(b"x")
             assert sock.recv(1) == b"x"
         assert_hidden(up.tree(), ["culvert-worker"])
-        assert not [file for file in pathlib.Path("/run/culvert").iterdir()
-                    if PASSWORD.encode() in file.read_bytes()]
+        files = list(pathlib.Path("/run/culvert").glob(f"{desktop.state_prefix()}*"))
+        assert files and not [f for f in files if PASSWORD.encode() in f.read_bytes()]
 
 
 COMMAND = """

@@ -92,11 +92,14 @@ def test_journal_that_cannot_be_read_is_told(desktop, serve):
     journal = f"/run/culvert/{desktop.state_prefix()}journal"
     os.rename(journal, f"{journal}.aside")
     os.mkdir(journal)
-    down, again = desktop.down(), desktop.start_up(serve.url)
-    again.checked = True
-    assert again.wait_end() == down.returncode == 1
-    assert f"cannot read {journal}" in down.stderr and again.count(f"cannot read {journal}") == 1
-    os.rmdir(journal)
-    os.rename(f"{journal}.aside", journal)
+    try:
+        down, again = desktop.down(), desktop.start_up(serve.url)
+        again.checked = True
+        assert again.wait_end() == down.returncode == 1
+        assert f"cannot read {journal}" in down.stderr
+        assert again.count(f"cannot read {journal}") == 1
+    finally:
+        os.rmdir(journal)
+        os.rename(f"{journal}.aside", journal)
     assert desktop.down().returncode == 0
     desktop.assert_state(before)
