@@ -32,8 +32,9 @@ enum {
     REST_MS = 200000,   /* longer than an association, a DNS connection and TIME_WAIT last */
     STEPS_LOST_MAX = 2, /* by one call: a query's answer is needed by the next step */
     CALLS_MAX = 5000,
-    NAP_US = 1000,    /* of real time, where loopback's delivery is late */
-    NAPS_MAX = 10000, /* 10 s */
+    NAP_US = 1000,   /* of real time, where loopback's delivery is late */
+    NAPS_MAX = 3000, /* 3 s */
+    LATE_MAX = 3,    /* deliveries: a FIN, its answer, and one more */
     OUT_MAX = 3000,
 };
 
@@ -249,14 +250,17 @@ static void rest(unsigned ms)
 
 /*
  * Time passes at once, but the kernel delivers over loopback when it comes to it: ksoftirqd may
- * have to wait for a loaded processor. So where something is left, what is under way is waited for.
+ * have to wait for a loaded processor. So where something is left, what is under way is waited for,
+ * while the lab's clock stands still; what came late then has its time to rest. Did anything come?
  */
-static void await_rest(void)
+static bool await_deliveries(void)
 {
-    for (int naps = 0; naps < NAPS_MAX && lab.running && lab.conns > 0; naps++) {
+    bool came = false;
+    for (int naps = 0; naps < NAPS_MAX && lab.running && lab.conns > 0 && !came; naps++) {
         usleep(NAP_US);
-        rest(REST_STEP_MS);
+        came = turn();
     }
+    return came;
 }
 
 /* --- steps ------------------------------------------------------------------------------------ */
@@ -547,7 +551,8 @@ static struct outcome live(enum faults_kind kind, unsigned nth)
     }
     bool struck = faults->failed > 0;
     rest(REST_MS);
-    await_rest();
+    for (int late = 0; late < LATE_MAX && await_deliveries(); late++)
+        rest(REST_MS);
     o.descriptors = lab_descriptors(&lab) - lab.descriptors;
     if (lab.running && lab.conns != 0) {
         unsigned long long conns = lab.conns;
