@@ -36,7 +36,8 @@ int outbound_prepare_socket(int fd, const struct outbound_options *options);
 void outbound_keep_alive(int fd);
 /*
  * How many bytes the TCP socket `fd` would take at once, less a sixteenth for what the kernel needs
- * to keep them. A kernel that does not tell (before 4.12): UINT32_MAX.
+ * to keep them, and less still where TCP's memory runs short. A kernel that does not tell (before
+ * 4.12): UINT32_MAX.
  */
 uint32_t outbound_room(int fd);
 /*
