@@ -188,6 +188,7 @@ def test_after_a_power_failure(desktop, serve, tmp_path):
             shutil.move(f"/run/culvert/{name}", tmp_path / name)
         assert space.run(CULVERT, "down").returncode == 0
         assert listing(etc) == before
+        os.makedirs("/run/culvert", exist_ok=True)  # down removes it where it is empty
         for name in journals:  # and the rest of it, which a power failure would have undone
             shutil.move(tmp_path / name, f"/run/culvert/{name}")
         assert space.run(CULVERT, "down").returncode == 0
