@@ -44,9 +44,10 @@
  */
 enum { DEFERRED_ROUNDS_MAX = 8 };
 
-/* A timer so late, in ms, tells of a pause; after one, the earliest timer has so long to go, or
- * less. */
-enum { PAUSE_LATE_MS = 1000, PAUSE_GRACE_MS = 5000 };
+enum {
+    PAUSE_LATE_MS = 1000,  /* a timer later than that tells of a pause */
+    PAUSE_GRACE_MS = 5000, /* what the earliest timer then has left, at most */
+};
 
 struct loop {
     struct event_base *base;

@@ -39,8 +39,8 @@ static bool reach(struct check *c, struct check_result *r, const struct trial *t
     return false;
 }
 
-/* A message that a new connection's buffer holds whole. 0 or -errno. */
-static int send_all(int fd, const void *bytes, size_t len)
+/* In one piece, for which a new connection has room. 0 or -errno. */
+static int send_whole(int fd, const void *bytes, size_t len)
 {
     ssize_t n = send(fd, bytes, len, MSG_NOSIGNAL);
     if (n < 0)
@@ -62,7 +62,7 @@ static int ask_over_http(int fd, const char *host, unsigned ms)
     char request[400];
     uint8_t answer[16];
     int len = snprintf(request, sizeof(request), "HEAD / HTTP/1.0\r\nHost: %.255s\r\n\r\n", host);
-    int error = send_all(fd, request, (size_t)len);
+    int error = send_whole(fd, request, (size_t)len);
     if (error)
         return error;
     ssize_t n = receive(fd, answer, sizeof(answer), ms);
@@ -192,7 +192,7 @@ static int ask_dns(int fd, const char *name, unsigned ms)
     size_t len = check_write_query(query + 2, name, id);
     query[0] = (uint8_t)(len >> 8);
     query[1] = (uint8_t)len;
-    int error = send_all(fd, query, len + 2);
+    int error = send_whole(fd, query, len + 2);
     if (error)
         return error;
     error = receive_all(fd, answer, sizeof(answer), ms);

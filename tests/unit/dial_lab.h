@@ -22,6 +22,7 @@
 #include "core/proxy/handshake.h"
 #include "tests/unit/dns_server.h"
 #include "tests/unit/rude_proxy.h"
+#include "tests/unit/stopped_clock.h"
 
 static const struct dns_record records[] = {
     {.name = "proxy.test", .ttl = 30, .addrs = {"127.0.0.2", "127.0.0.3"}},
@@ -40,17 +41,6 @@ void *__wrap_calloc(size_t n, size_t size)
     if (fail_calloc_at > 0 && --fail_calloc_at == 0)
         return NULL;
     return __real_calloc(n, size);
-}
-
-/* The system's clock, which a test may put forward: the process was stopped so long. */
-static time_t stopped_s;
-int __real_clock_gettime(clockid_t clock, struct timespec *now);
-int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
-int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
-{
-    int result = __real_clock_gettime(clock, now);
-    now->tv_sec += stopped_s;
-    return result;
 }
 
 struct fixture {

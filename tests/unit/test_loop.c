@@ -15,16 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The system's clock, which a test may put forward: the process was stopped so long. */
-static time_t stopped_s;
-int __real_clock_gettime(clockid_t clock, struct timespec *now);
-int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
-int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
-{
-    int result = __real_clock_gettime(clock, now);
-    now->tv_sec += stopped_s;
-    return result;
-}
+#include "tests/unit/stopped_clock.h"
 
 static int settime_failures; /* so many calls from now on fail */
 int __real_timerfd_settime(int fd, int flags, const struct itimerspec *to, struct itimerspec *from);
