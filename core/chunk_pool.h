@@ -12,8 +12,8 @@
 #include "stack/stack.h"
 
 enum {
-    CHUNK_BYTES = 65536,  /* a super-packet's payload, and a little */
-    CHUNKS_READ_MAX = 16, /* in one read */
+    CHUNK_BYTES = 65536, /* a super-packet's payload, and a little */
+    CHUNKS_READ_MAX = 8, /* in one read: what goes out as one packet (stack/big_tcp.c) */
 };
 
 struct chunk_pool {

@@ -23,6 +23,7 @@ enum {
     PACKET_HEADROOM =
         512, /* free bytes before every packet read: vnet and SOCKS5 UDP headers fit */
     PACKET_SIZE_MAX = 65535 + 40, /* an IPv6 header does not count into its payload length */
+    PACKET_BIG_MAX = 524280,      /* Linux's GSO_MAX_SIZE: no packet of its own is larger */
     PACKET_BUFFER_SIZE = PACKET_HEADROOM + PACKET_SIZE_MAX + 25, /* a multiple of 64 */
 };
 
@@ -54,9 +55,10 @@ struct packet {
 };
 
 struct device_caps {
-    bool csum; /* PACKET_CSUM_PARTIAL both ways */
-    bool tso;  /* PACKET_GSO_TCP4/6 both ways */
-    bool uso;  /* PACKET_GSO_UDP both ways */
+    bool csum;    /* PACKET_CSUM_PARTIAL both ways */
+    bool tso;     /* PACKET_GSO_TCP4/6 both ways */
+    bool uso;     /* PACKET_GSO_UDP both ways */
+    bool big_tcp; /* PACKET_GSO_TCP4/6 of up to PACKET_BIG_MAX bytes, when written */
 };
 
 struct device;

@@ -30,6 +30,7 @@
 #include <linux/virtio_net.h>
 
 #include "core/base/list.h"
+#include "stack/link.h"
 
 /* Linux 6.2; Debian 12's headers are older. */
 #ifndef TUN_F_USO4
@@ -272,6 +273,7 @@ static void settle_offload(struct tun *t, bool wanted)
         t->base.caps.csum = (attempts[i] & TUN_F_CSUM) != 0;
         t->base.caps.tso = (attempts[i] & TUN_F_TSO4) != 0;
         t->base.caps.uso = (attempts[i] & TUN_F_USO4) != 0;
+        t->base.caps.big_tcp = t->base.caps.tso && link_kernel_has_big_tcp();
         return;
     }
 }

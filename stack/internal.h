@@ -26,6 +26,19 @@ struct rx_buffer {
     _Alignas(64) uint8_t bytes[PACKET_BUFFER_SIZE];
 };
 
+enum { BIG_SEGMENTS_MAX = 8, BIG_IOV_MAX = 64 };
+
+/* Segments of one connection that go out as one packet (big_tcp.c). */
+struct big_tcp {
+    struct iovec iov[BIG_IOV_MAX]; /* their pieces, each one's first beginning with its headers */
+    int iov_count;
+    int pieces[BIG_SEGMENTS_MAX]; /* of each */
+    unsigned segments;            /* 0: none is kept */
+    size_t header_len, payload_len;
+    uint32_t next_seq;
+    uint16_t mss;
+};
+
 struct stack {
     struct device *device;
     const struct stack_ops *ops;
@@ -54,6 +67,7 @@ struct stack {
     struct link datagrams; /* being reassembled, oldest first */
     unsigned datagram_count;
 
+    struct big_tcp big;
     struct aftermath after; /* TIME_WAIT, and refusals to be repeated */
 };
 
@@ -102,6 +116,20 @@ bool window_open(struct stack *s, struct conn *c, size_t n, size_t room);
 /* Is there memory for the segment in the packet at `ip`? False: it is to be dropped. */
 bool window_takes(const struct stack *s, const struct conn *c, const uint8_t *ip,
                   const struct packet_info *info);
+
+/* --- big_tcp.c -------------------------------------------------------------------------------- */
+
+/* Is the application whose SYN is the IP packet at `syn` one of this machine's, not forwarded? */
+bool big_tcp_is_local(const uint8_t *syn);
+/*
+ * A TCP packet of lwIP's, in `count` pieces of which the first begins with its headers. True: it
+ * is sent by big_tcp_flush() at the latest, and must stay as it is until then. False: it is the
+ * caller's to send; what was kept has been sent.
+ */
+bool big_tcp_take(struct stack *s, const struct iovec *iov, int count, size_t header_len,
+                  uint16_t mss);
+/* Send what is kept. */
+void big_tcp_flush(struct stack *s);
 
 /* --- input.c ---------------------------------------------------------------------------------- */
 

@@ -11,6 +11,8 @@
 int link_index(const char *name); /* > 0, or -errno */
 int link_set_mtu(const char *name, unsigned mtu);
 int link_get_mtu(const char *name); /* bytes, or -errno */
+/* Does this kernel know IPv4 super-packets of more than 64 KiB (Linux 6.3; IPv6: 5.19)? */
+bool link_kernel_has_big_tcp(void);
 /*
  * IFF_UP, and no IPv6 router solicitations or MLD chatter of the kernel's own (addrgenmode none).
  */

@@ -26,9 +26,14 @@
 #include <linux/if_addr.h>
 #include <linux/if_link.h>
 #include <linux/rtnetlink.h>
+#include <linux/version.h>
 
 #include "core/base/log.h"
 #include "stack/route.h"
+
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
+#define IFLA_GSO_IPV4_MAX_SIZE 63 /* Debian 12's headers are older */
+#endif
 
 enum {
     REQUEST_SIZE = 512,
@@ -159,26 +164,30 @@ int link_set_txqueuelen(const char *name, unsigned packets)
     return set_link_u32(name, IFLA_TXQLEN, packets);
 }
 
-static int on_link_attribute(const struct nlattr *attribute, void *arg)
-{
-    uint32_t *mtu = arg;
-    if (mnl_attr_get_type(attribute) == IFLA_MTU && mnl_attr_validate(attribute, MNL_TYPE_U32) >= 0)
-        *mtu = mnl_attr_get_u32(attribute);
-    return MNL_CB_OK;
-}
-
 /* What RTM_GETLINK tells. */
 struct link_state {
     uint32_t mtu;
     bool up;
+    bool big_tcp; /* there is a limit for super-packets above 64 KiB, of IPv4 too */
 };
+
+static int on_link_attribute(const struct nlattr *attribute, void *arg)
+{
+    struct link_state *state = arg;
+    uint16_t type = mnl_attr_get_type(attribute);
+    if (type == IFLA_MTU && mnl_attr_validate(attribute, MNL_TYPE_U32) >= 0)
+        state->mtu = mnl_attr_get_u32(attribute);
+    if (type == IFLA_GSO_IPV4_MAX_SIZE)
+        state->big_tcp = true;
+    return MNL_CB_OK;
+}
 
 static int on_link(const struct nlmsghdr *header, void *arg)
 {
     struct link_state *state = arg;
     const struct ifinfomsg *info = mnl_nlmsg_get_payload(header);
     state->up = (info->ifi_flags & IFF_UP) != 0;
-    return mnl_attr_parse(header, sizeof(*info), on_link_attribute, &state->mtu);
+    return mnl_attr_parse(header, sizeof(*info), on_link_attribute, state);
 }
 
 static int get_link(const char *name, struct link_state *out)
@@ -188,6 +197,12 @@ static int get_link(const char *name, struct link_state *out)
     *out = (struct link_state){0};
     int error = begin_link(&r, RTM_GETLINK, name, &info);
     return error < 0 ? error : talk(&r, on_link, out);
+}
+
+bool link_kernel_has_big_tcp(void)
+{
+    struct link_state loopback;
+    return get_link("lo", &loopback) == 0 && loopback.big_tcp;
 }
 
 int link_get_mtu(const char *name)

@@ -3,6 +3,7 @@
  *
  *                      device with TSO/USO   with checksums only      plain
  *   TCP above the MSS  one super-packet      cut here                 cut and summed here
+ *   TCP above 64 KiB   one, if it takes it   -                        -   (see big_tcp.c)
  *   UDP, many a call   one super-packet      one by one               one by one, summed here
  *   one TCP or UDP     checksum left to it   checksum left to it      summed here
  *   UDP above the MTU  fragmented and summed here, whatever the device
@@ -29,6 +30,7 @@ enum {
     TCP_HEADER_LEN = 20,
     UDP_HEADER_LEN = 8,
     FRAGMENT_HEADER_LEN = 8,
+    JUMBO_OPTION_LEN = 8,
     TCP_SEQUENCE = 4, /* offsets of TCP's fields */
     TCP_OFFSET = 12,
     TCP_FLAGS = 13,
@@ -149,16 +151,20 @@ static uint64_t pseudo_sum(const uint8_t *ip, uint8_t protocol, size_t len)
     return sum + htonl((uint32_t)len) + htons(protocol);
 }
 
+static void finish_ipv4(uint8_t *ip, size_t ip_header_len, size_t total_len)
+{
+    put_u16(ip + 2, total_len);
+    put_u16(ip + 10, 0);
+    put_u16(ip + 10, (uint16_t)~packet_sum_fold(packet_sum(ip, ip_header_len, 0)));
+}
+
 /* Write the length of what follows the IP header, and IPv4's header checksum. */
 static void finish_ip(uint8_t *ip, size_t ip_header_len, size_t payload_len)
 {
-    if (!is_v4(ip)) {
+    if (is_v4(ip))
+        finish_ipv4(ip, ip_header_len, ip_header_len + payload_len);
+    else
         put_u16(ip + 4, payload_len);
-        return;
-    }
-    put_u16(ip + 2, ip_header_len + payload_len);
-    put_u16(ip + 10, 0);
-    put_u16(ip + 10, (uint16_t)~packet_sum_fold(packet_sum(ip, ip_header_len, 0)));
 }
 
 /* --- TCP ------------------------------------------------------------------------------------ */
@@ -174,8 +180,8 @@ struct segment {
 /* The form of what the caller handed over; false when it contradicts itself. */
 static bool measure(const struct iovec *iov, int iov_count, size_t header_len, struct segment *out)
 {
-    if (iov_count < 2 || iov_count > OUTPUT_IOV_MAX || header_len > HEADERS_MAX ||
-        header_len > iov[1].iov_len || header_len < IPV4_HEADER_LEN + TCP_HEADER_LEN)
+    if (iov_count < 2 || header_len > HEADERS_MAX || header_len > iov[1].iov_len ||
+        header_len < IPV4_HEADER_LEN + TCP_HEADER_LEN)
         return false;
     out->ip = iov[1].iov_base;
     out->header_len = header_len;
@@ -187,8 +193,30 @@ static bool measure(const struct iovec *iov, int iov_count, size_t header_len, s
     if (out->ip_header_len + TCP_HEADER_LEN > header_len)
         return false;
     size_t tcp_header_len = (size_t)(out->ip[out->ip_header_len + TCP_OFFSET] >> 4) * 4;
-    size_t counted = is_v4(out->ip) ? total : total - IPV6_HEADER_LEN;
-    return out->ip_header_len + tcp_header_len == header_len && counted <= IP_LENGTH_MAX;
+    return out->ip_header_len + tcp_header_len == header_len;
+}
+
+/* Can IP's header tell its length? */
+static bool has_length(const struct segment *s)
+{
+    size_t total = s->header_len + s->payload_len;
+    return (is_v4(s->ip) ? total : total - IPV6_HEADER_LEN) <= IP_LENGTH_MAX;
+}
+
+/* The packet's checksum field is to get the sum of the pseudo-header, as `o` then says. */
+static void mark_tcp_partial(struct offload *o, size_t ip_header_len, size_t header_len)
+{
+    o->csum = PACKET_CSUM_PARTIAL;
+    o->csum_start = (uint16_t)ip_header_len;
+    o->csum_offset = TCP_CHECKSUM;
+    o->header_len = (uint16_t)header_len;
+}
+
+static void mark_super(struct offload *o, const uint8_t *ip, const uint8_t *tcp, uint16_t mss)
+{
+    o->gso = is_v4(ip) ? PACKET_GSO_TCP4 : PACKET_GSO_TCP6;
+    o->gso_size = mss;
+    o->ecn = (tcp[TCP_FLAGS] & TCP_FLAG_CWR) != 0;
 }
 
 /* Lengths and checksums of a packet that lies in iov[1] and following; `o` says the rest. */
@@ -200,10 +228,7 @@ static int send_segment(struct device *d, const struct segment *s, struct iovec 
     finish_ip(s->ip, s->ip_header_len, tcp_len);
     uint64_t sum = pseudo_sum(s->ip, IPPROTO_TCP, tcp_len);
     if (d->caps.csum) {
-        o->csum = PACKET_CSUM_PARTIAL;
-        o->csum_start = (uint16_t)s->ip_header_len;
-        o->csum_offset = TCP_CHECKSUM;
-        o->header_len = (uint16_t)s->header_len;
+        mark_tcp_partial(o, s->ip_header_len, s->header_len);
         put_u16(checksum, packet_sum_fold(sum));
         return device_write(d, iov, iov_count, o);
     }
@@ -258,17 +283,61 @@ static int send_in_segments(struct device *d, const struct segment *whole, const
 int output_tcp(struct device *d, struct iovec *iov, int iov_count, size_t header_len, uint16_t mss)
 {
     struct segment s;
-    if (mss == 0 || !measure(iov, iov_count, header_len, &s))
+    if (mss == 0 || iov_count > OUTPUT_IOV_MAX || !measure(iov, iov_count, header_len, &s) ||
+        !has_length(&s))
         return -EINVAL;
     struct offload o = {0};
     if (s.payload_len <= mss)
         return send_segment(d, &s, iov, iov_count, &o);
     if (!d->caps.tso || !d->caps.csum)
         return send_in_segments(d, &s, iov, iov_count, mss);
-    o.gso = is_v4(s.ip) ? PACKET_GSO_TCP4 : PACKET_GSO_TCP6;
-    o.gso_size = mss;
-    o.ecn = (s.ip[s.ip_header_len + TCP_FLAGS] & TCP_FLAG_CWR) != 0;
+    mark_super(&o, s.ip, s.ip + s.ip_header_len, mss);
     return send_segment(d, &s, iov, iov_count, &o);
+}
+
+/*
+ * The IP header of a packet whose length does not fit into it, made of `s`'s: IPv4's total length
+ * is 0, and the kernel takes what it was given as the length (linux/ip.h, iph_totlen()); IPv6 says
+ * it in a hop-by-hop option (RFC 2675 2). Returns its length.
+ */
+static size_t write_jumbo_header(uint8_t *out, const struct segment *s)
+{
+    size_t tcp_len = s->header_len - s->ip_header_len + s->payload_len;
+    memcpy(out, s->ip, s->ip_header_len);
+    if (is_v4(out)) {
+        finish_ipv4(out, s->ip_header_len, 0);
+        return s->ip_header_len;
+    }
+    static const uint8_t jumbo[4] = {IPPROTO_TCP, 0, 0xc2, 4}; /* next, 8 bytes; type, length */
+    out[6] = IPPROTO_HOPOPTS;
+    put_u16(out + 4, 0);
+    memcpy(out + IPV6_HEADER_LEN, jumbo, sizeof(jumbo));
+    put_u32(out + IPV6_HEADER_LEN + 4, (uint32_t)(JUMBO_OPTION_LEN + tcp_len));
+    return IPV6_HEADER_LEN + JUMBO_OPTION_LEN;
+}
+
+int output_big_tcp(struct device *d, struct iovec *iov, int iov_count, size_t header_len,
+                   uint16_t mss)
+{
+    struct segment s;
+    if (!d->caps.big_tcp || mss <= JUMBO_OPTION_LEN || !measure(iov, iov_count, header_len, &s) ||
+        iov[1].iov_len != header_len || s.payload_len <= mss || has_length(&s))
+        return -EINVAL;
+    uint8_t headers[HEADERS_MAX + JUMBO_OPTION_LEN];
+    size_t ip_header_len = write_jumbo_header(headers, &s);
+    size_t tcp_header_len = s.header_len - s.ip_header_len;
+    uint8_t *tcp = headers + ip_header_len;
+    memcpy(tcp, s.ip + s.ip_header_len, tcp_header_len);
+    uint64_t sum = pseudo_sum(headers, IPPROTO_TCP, tcp_header_len + s.payload_len);
+    put_u16(tcp + TCP_CHECKSUM, packet_sum_fold(sum));
+    struct offload o = {0};
+    /* Linux counts the jumbo option when it compares a forwarded segment with the MTU. */
+    mark_super(&o, headers, tcp, (uint16_t)(mss - (ip_header_len - s.ip_header_len)));
+    mark_tcp_partial(&o, ip_header_len, ip_header_len + tcp_header_len);
+    iov[1] = (struct iovec){.iov_base = headers, .iov_len = ip_header_len + tcp_header_len};
+    int error = device_write(d, iov, iov_count, &o);
+    iov[1] = (struct iovec){.iov_base = s.ip, .iov_len = header_len};
+    return error;
 }
 
 /* --- UDP ------------------------------------------------------------------------------------ */

@@ -20,6 +20,15 @@ enum { OUTPUT_IOV_MAX = 1 + 34 }; /* iov[0] stays free for the device */
 int output_tcp(struct device *d, struct iovec *iov, int iov_count, size_t header_len, uint16_t mss);
 
 /*
+ * The same for a super-packet that is too long for IP's length field, on a device with
+ * `caps.big_tcp`. The headers are iov[1], alone. Returns 0; -EMSGSIZE: it takes none of that
+ * length, whatever `caps` says; -EAGAIN: there is no memory for one now; -EINVAL: not one of
+ * those; or another -errno of the device.
+ */
+int output_big_tcp(struct device *d, struct iovec *iov, int iov_count, size_t header_len,
+                   uint16_t mss);
+
+/*
  * Send `payload` (0 to 65,507 bytes in IPv4, 65,527 in IPv6) as a UDP datagram, fragmented to the
  * device's MTU where needed (RFC 791, RFC 8200 4.5). `gso_size` not 0: payload is several datagrams
  * of that size (the last may be shorter), handed over as one super-packet where the device takes

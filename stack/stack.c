@@ -96,8 +96,10 @@ static err_t output(struct pbuf *p)
         return ERR_OK;
     s->counters->packets_out++;
     s->counters->bytes_out += p->tot_len;
+    uint16_t mss = conn_mss_of(s, &dst, &src);
     /* What the device refuses is lost, as on any wire: TCP sends it again. */
-    output_tcp(s->device, iov, n, header_len, conn_mss_of(s, &dst, &src));
+    if (!big_tcp_take(s, iov + 1, n - 1, header_len, mss))
+        output_tcp(s->device, iov, n, header_len, mss);
     return ERR_OK;
 }
 

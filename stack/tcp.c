@@ -22,9 +22,9 @@
  *   OVER      lwIP has no control block any more    conn_peek, conn_consume, conn_abort
  *
  * Super-packets: once the application's MSS is known, lwIP is told a segment size of up to
- * 64 KiB, and the MSS goes with each packet to output_tcp(). What is queued never exceeds what
- * the window takes at once (conn_budget()): lwIP stalls for seconds when a segment turns out to be
- * larger than a window that has shrunk.
+ * 64 KiB, and the MSS goes with each packet to output_tcp(), or to big_tcp.c, which joins them.
+ * What is queued never exceeds what the window takes at once (conn_budget()): lwIP stalls for
+ * seconds when a segment turns out to be larger than a window that has shrunk.
  *
  * Acknowledgements: a byte is acknowledged when the proxy's socket has taken it (conn_consume()):
  * once a batch if it was two segments or more, else riding on the answer; lwIP's fast timer, every
@@ -147,6 +147,7 @@ static void conn_enter(struct stack *s, struct conn *c)
 
 static void conn_leave(struct stack *s, struct conn *c)
 {
+    big_tcp_flush(s);
     if (tcp_tw_pcbs != NULL) {
         struct tcp_pcb *pcb = tcp_tw_pcbs;
         aftermath_add_time_wait(s, &c->src, &c->dst, pcb->snd_nxt, pcb->rcv_nxt);
@@ -273,6 +274,7 @@ static void open_conn(struct stack *s, const uint8_t *ip, const struct packet_in
     }
     c->src = info->src;
     c->dst = info->dst;
+    c->app_is_local = big_tcp_is_local(ip);
     c->state = CONN_STATE_HELD;
     list_init(&c->ready);
     list_init(&c->busy);

@@ -1,7 +1,9 @@
 """TCP flows: every byte, both half-closes, resets, back-pressure, what comes with the reply."""
 
+import contextlib
 import errno
 import fcntl
+import os
 import re
 import socket
 import struct
@@ -14,7 +16,7 @@ import pytest
 import lab as laboratory
 import streams
 from lab import DIRECT, wait_for
-from netns import reset, url_host
+from netns import Namespace, family_of, reset, url_host, veth
 from rude import Rude
 from servers import TcpServer, resetting
 from streams import MIB
@@ -136,6 +138,91 @@ def test_small_writes_arrive_without_waiting(lab, tunnel):
             sock.sendall(question)
             assert sock.recv(100) == question
         assert time.monotonic() - begin < 3, "round trips wait for a timer (Nagle, delayed ACK)"
+
+
+# --- packets above 64 KiB --------------------------------------------------------------------------
+
+ORDINARY = 65535 + 40  # the longest that an IP header can tell of
+KERNEL = tuple(int(n) for n in re.match(r"(\d+)\.(\d+)", os.uname().release).groups())
+
+
+@pytest.fixture(scope="module")
+def guest(tunnel):
+    """Somebody whom the tunnel's machine forwards, as it does a container."""
+    space = Namespace("guest")
+    veth(tunnel.app, "guest0", space, "eth0", ("10.55.0.1/24", "10.55.0.2/24"),
+         ("fd55::1/64", "fd55::2/64"))
+    tunnel.app.sysctl("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+    space.ip("route add default via 10.55.0.1")
+    space.ip("-6 route add default via fd55::1")
+    yield space
+    tunnel.app.sysctl("net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
+    space.close()
+
+
+class LargestPacket:
+    """The longest IP packet that leaves or enters the tunnel meanwhile, bytes."""
+
+    def __init__(self, tunnel):
+        self.bytes = 0
+        self._done = threading.Event()
+        self._sock = tunnel.app.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+        self._sock.bind(("culvert0", 0x0003))  # ETH_P_ALL
+        self._sock.settimeout(0.1)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self):
+        while not self._done.is_set():
+            with contextlib.suppress(TimeoutError):
+                self.bytes = max(self.bytes, self._sock.recv_into(bytearray(1), 0,
+                                                                  socket.MSG_TRUNC))
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._done.set()
+        self._thread.join()
+        self._sock.close()
+
+
+def download_64_mib(space, host, port, hops=64):
+    with space.socket(family_of(host), socket.SOCK_STREAM) as sock:
+        sock.setsockopt(*((socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS) if ":" in host
+                          else (socket.IPPROTO_IP, socket.IP_TTL)), hops)
+        sock.settimeout(50)
+        sock.connect((host, port))
+        streams.download(sock, 3, 64 * MIB)
+
+
+@pytest.mark.skipif(DIRECT or KERNEL < (6, 6), reason="wants culvert, and Linux 6.6")
+@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+def test_bulk_comes_in_packets_above_64_kib(lab, tunnel, stream_server, family):
+    """To applications of this machine, and byte by byte."""
+    host = lab.world4 if family == "IPv4" else lab.world6
+    with LargestPacket(tunnel) as largest:
+        download_64_mib(tunnel.app, host, stream_server.port)
+    assert largest.bytes > ORDINARY
+
+
+@pytest.mark.skipif(DIRECT, reason="looks at culvert's packets")
+@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+def test_guests_get_packets_that_their_link_takes(lab, tunnel, guest, stream_server, family):
+    host = lab.world4 if family == "IPv4" else lab.world6
+    with LargestPacket(tunnel) as largest:
+        download_64_mib(guest, host, stream_server.port)
+    assert 1500 < largest.bytes <= ORDINARY
+
+
+@pytest.mark.skipif(DIRECT or KERNEL < (6, 6), reason="wants culvert, and Linux 6.6")
+@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+def test_guests_taken_for_applications(lab, tunnel, guest, stream_server, family):
+    """One whose hop limit is 64 after it was forwarded: the kernel cuts, and no byte is lost."""
+    host = lab.world4 if family == "IPv4" else lab.world6
+    with LargestPacket(tunnel) as largest:
+        download_64_mib(guest, host, stream_server.port, hops=65)
+    assert largest.bytes > ORDINARY
 
 
 # --- half-closes ---------------------------------------------------------------------------------

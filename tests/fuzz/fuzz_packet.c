@@ -112,7 +112,8 @@ static void check_answers(const struct packet_info *info, size_t len)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const struct device_caps caps[3] = {{0}, {.csum = true}, {true, true, true}};
+    static const struct device_caps caps[3] = {
+        {0}, {.csum = true}, {.csum = true, .tso = true, .uso = true}};
     if (size < METADATA_LEN || size - METADATA_LEN > PACKET_SIZE_MAX)
         return 0;
     size_t len = size - METADATA_LEN;

@@ -54,7 +54,19 @@ struct remote {
     struct device *device;
     struct wire headers; /* answers to the application, without payload */
     uint32_t sequence, acknowledged;
+    unsigned scale; /* of the application's windows */
+    uint32_t edge;  /* right, of the last of them: remote_window() */
 };
+
+/* The window scale that a SYN offers (RFC 7323 2.2). */
+static unsigned scale_in(const uint8_t *tcp)
+{
+    const uint8_t *end = tcp + (size_t)(tcp[12] >> 4) * 4;
+    for (const uint8_t *o = tcp + 20; o < end && *o != 0; o += *o == 1 ? 1 : o[1])
+        if (*o == 3)
+            return o[2];
+    return 0;
+}
 
 static void remote_send(struct remote *r, uint8_t flags, const uint8_t *payload, size_t len,
                         uint16_t mss)
@@ -80,6 +92,8 @@ static void remote_accept(struct remote *r, struct device *d)
     bool v4 = addr_is_v4(&info.src.addr);
     size_t at = v4 ? 12 : 8, len = v4 ? 4 : 16;
     r->device = d;
+    r->edge = 0xfffffff0;
+    r->scale = scale_in(syn.data + info.ip_header_len);
     r->sequence = 0xfffffff0;
     r->acknowledged = wire_get32(syn.data + info.ip_header_len + 4) + 1;
     wire_tcp(&r->headers, v4, 0, 8, 0);
@@ -166,6 +180,88 @@ static void test_tcp_plain(void **state)
     tcp_both_ways(true, false);
 }
 
+/* --- super-packets above 64 KiB ----------------------------------------------------------------
+ */
+
+/* How much the application takes, by the last ACK that came. */
+static size_t remote_window(struct remote *r)
+{
+    struct packet_info info;
+    struct packet p = {.buffer = buffer};
+    while (platform_read(r->device, &p, 20)) {
+        packet_parse(&p, &info);
+        if (info.verdict != PACKET_TCP)
+            continue;
+        const uint8_t *tcp = p.data + info.ip_header_len;
+        r->edge = wire_get32(tcp + 8) + ((uint32_t)wire_get16(tcp + 14) << r->scale);
+    }
+    return (int32_t)(r->edge - r->sequence) > 0 ? r->edge - r->sequence : 0;
+}
+
+static int remote_send_big(struct remote *r, const uint8_t *payload, size_t len, uint16_t mss)
+{
+    struct wire w = r->headers;
+    uint8_t *tcp = w.bytes + w.transport;
+    size_t header_len = w.transport + (size_t)(tcp[12] >> 4) * 4;
+    wire_put32(tcp + 4, r->sequence);
+    wire_put32(tcp + 8, r->acknowledged);
+    tcp[13] = 16 | 8;
+    struct iovec iov[3] = {[1] = {w.bytes, header_len}, [2] = {(void *)payload, len}};
+    int error = output_big_tcp(r->device, iov, 3, header_len, mss);
+    if (error == 0)
+        r->sequence += (uint32_t)len;
+    return error;
+}
+
+static void read_exactly(int fd, uint8_t *out, size_t len)
+{
+    for (size_t got = 0; got < len;) {
+        assert_true(platform_readable(fd, PLATFORM_WAIT_MS));
+        ssize_t n = read(fd, out + got, len - got);
+        assert_true(n > 0);
+        got += (size_t)n;
+    }
+}
+
+static void big_tcp_down(bool v4)
+{
+    enum { BIG = 400000 };
+    static uint8_t sent[BIG], got[BIG];
+    struct device *d = platform_device("big", true, 1500);
+    int fd = connect_socket(SOCK_STREAM, v4);
+    struct remote r;
+    remote_accept(&r, d);
+    for (size_t i = 0; i < BIG; i++)
+        sent[i] = (uint8_t)(i * 13 + i / 251);
+    unsigned bigs = 0;
+    for (int tries = 0; tries < 100 && bigs < 3; tries++) {
+        size_t room = remote_window(&r), len = room < BIG ? room : BIG;
+        if (len > 100000 && remote_send_big(&r, sent, len, 1400) == 0)
+            bigs++;
+        else
+            remote_send(&r, 16, sent, len = len < 60000 ? len : 60000, 1400);
+        read_exactly(fd, got, len);
+        assert_memory_equal(got, sent, len);
+    }
+    assert_int_equal(bigs, 3);
+    assert_int_equal(d->write_drops, 0);
+    close(fd);
+    device_close(d);
+}
+
+/*
+ * A TUN device takes them for a socket of this machine: IPv4 with a total length of 0, IPv6 with a
+ * jumbo payload option. The application's window opens as it reads.
+ */
+static void test_big_tcp(void **state)
+{
+    (void)state;
+    if (!link_kernel_has_big_tcp())
+        skip();
+    big_tcp_down(true);
+    big_tcp_down(false);
+}
+
 /* This kernel does it all; an older one is told by what it lacks (USO: Linux 6.2). */
 static void test_caps(void **state)
 {
@@ -175,6 +271,8 @@ static void test_caps(void **state)
     assert_true(d->caps.tso);
     if (!d->caps.uso)
         print_message("this kernel has no USO\n");
+    if (!d->caps.big_tcp)
+        print_message("this kernel has no super-packets above 64 KiB\n");
     device_close(d);
     d = platform_device("caps", false, 1500);
     assert_false(d->caps.csum || d->caps.tso || d->caps.uso);
@@ -553,21 +651,14 @@ int main(void)
     platform_enter_namespace();
     wire_payload(data, sizeof(data));
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_caps),
-        cmocka_unit_test(test_tcp_offloaded),
-        cmocka_unit_test(test_tcp_plain),
-        cmocka_unit_test(test_udp_down),
-        cmocka_unit_test(test_udp_up),
-        cmocka_unit_test(test_fragments_up),
-        cmocka_unit_test(test_checksum_semantics),
-        cmocka_unit_test(test_queues),
-        cmocka_unit_test(test_take_over),
-        cmocka_unit_test(test_open_refused),
-        cmocka_unit_test(test_adopt),
-        cmocka_unit_test(test_adopt_refused),
-        cmocka_unit_test(test_adopt_of_another_namespace),
-        cmocka_unit_test(test_link_down),
-        cmocka_unit_test(test_device_deleted),
+        cmocka_unit_test(test_caps),          cmocka_unit_test(test_big_tcp),
+        cmocka_unit_test(test_tcp_offloaded), cmocka_unit_test(test_tcp_plain),
+        cmocka_unit_test(test_udp_down),      cmocka_unit_test(test_udp_up),
+        cmocka_unit_test(test_fragments_up),  cmocka_unit_test(test_checksum_semantics),
+        cmocka_unit_test(test_queues),        cmocka_unit_test(test_take_over),
+        cmocka_unit_test(test_open_refused),  cmocka_unit_test(test_adopt),
+        cmocka_unit_test(test_adopt_refused), cmocka_unit_test(test_adopt_of_another_namespace),
+        cmocka_unit_test(test_link_down),     cmocka_unit_test(test_device_deleted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

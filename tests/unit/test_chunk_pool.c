@@ -130,7 +130,7 @@ static void bulk_is_read_at_once(void **state)
     struct fixture *f = *state;
     struct down_read r;
     f->segment = SMALL_SEGMENT; /* all of it fits the socket's buffer */
-    send_more(f, 31 * SMALL_SEGMENT + 1);
+    send_more(f, (2 * CHUNKS_READ_MAX - 1) * SMALL_SEGMENT + 1);
     for (int expected = 1; expected <= CHUNKS_READ_MAX; expected *= 2) {
         ssize_t n = read_some(f, BULK, &r);
         assert_int_equal(n, (size_t)expected * SMALL_SEGMENT);
@@ -152,7 +152,7 @@ static void nothing_read_is_nothing_kept(void **state)
 {
     struct fixture *f = *state;
     struct down_read r;
-    f->user.doublings = 4;
+    f->user.doublings = 3;
     assert_int_equal(read_some(f, BULK, &r), -EAGAIN);
     assert_int_equal(r.count, 0);
     assert_int_equal(f->pool.taken, 0);
