@@ -144,6 +144,83 @@ static uint32_t get_u32(const struct nlmsghdr *h, size_t offset, uint16_t type, 
     return attr ? mnl_attr_get_u32(attr) : fallback;
 }
 
+/* --- searching ------------------------------------------------------------------------------- */
+
+static int dump(struct route_session *s, uint16_t type, int family, mnl_cb_t fn, void *arg)
+{
+    _Alignas(NLMSG_ALIGNTO) char buffer[REQUEST_SIZE];
+    struct nlmsghdr *h = begin(buffer, type, NLM_F_REQUEST | NLM_F_DUMP);
+    size_t header = type == RTM_GETRULE ? sizeof(struct fib_rule_hdr) : sizeof(struct rtmsg);
+    uint8_t *extra = mnl_nlmsg_put_extra_header(h, header);
+    extra[0] = (uint8_t)family; /* the first byte of both headers */
+    int error = talk(s, h, fn, arg);
+    return error == -EAFNOSUPPORT || error == -EOPNOTSUPP ? 0 : error;
+}
+
+/* What is looked for among all rules or all routes, and what was found. */
+struct search {
+    uint16_t get, delete; /* message types: RTM_GETRULE and RTM_DELRULE, or those of routes */
+    bool (*matches)(const struct search *search, const struct nlmsghdr *h);
+    uint32_t first, last; /* rules: the priorities */
+    uint32_t table;       /* routes */
+    bool ours;            /* only what we made */
+    int count;
+    _Alignas(NLMSG_ALIGNTO) char message[REQUEST_SIZE]; /* the first that was found, as it came */
+    bool found;
+};
+
+static int on_message(const struct nlmsghdr *h, void *arg)
+{
+    struct search *search = arg;
+    if (!search->matches(search, h))
+        return MNL_CB_OK;
+    search->count++;
+    if (!search->found && h->nlmsg_len <= sizeof(search->message)) {
+        memcpy(search->message, h, h->nlmsg_len);
+        search->found = true;
+    }
+    return MNL_CB_OK;
+}
+
+/* How many there are, of both families, or -errno. */
+static int count_matches(struct route_session *s, struct search *search)
+{
+    for (size_t i = 0; i < 2; i++) {
+        int error = dump(s, search->get, families[i], on_message, search);
+        if (error < 0)
+            return error;
+    }
+    return search->count;
+}
+
+/* Send a message of a dump back as a deletion: that names a rule or route in all its detail. */
+static int delete_message(struct route_session *s, char *message, uint16_t type)
+{
+    struct nlmsghdr *h = (struct nlmsghdr *)(void *)message;
+    h->nlmsg_type = type;
+    h->nlmsg_flags = 0;
+    int error = command(s, h);
+    return error == -ENOENT || error == -ESRCH ? 0 : error;
+}
+
+/* Of both families, one by one: a dump is over before the next command. */
+static int delete_matches(struct route_session *s, struct search *search)
+{
+    for (size_t i = 0; i < 2; i++) {
+        for (int round = 0; round < DELETE_ROUNDS; round++) {
+            search->found = false;
+            int error = dump(s, search->get, families[i], on_message, search);
+            if (error == 0 && search->found)
+                error = delete_message(s, search->message, search->delete);
+            if (error < 0)
+                return error;
+            if (!search->found)
+                break;
+        }
+    }
+    return 0;
+}
+
 /* --- rules ----------------------------------------------------------------------------------- */
 
 static uint8_t wire_action(enum rule_action action)
@@ -211,85 +288,41 @@ int rule_add(struct route_session *s, const struct rule *rule)
     return error == -EEXIST ? 0 : error;
 }
 
-struct rule_search {
-    uint32_t first, last;
-    bool ours;
-    int count;
-    _Alignas(NLMSG_ALIGNTO) char message[REQUEST_SIZE]; /* the first that was found, as it came */
-    bool found;
-};
-
 static uint8_t rule_protocol(const struct nlmsghdr *h)
 {
     const struct nlattr *attr = find_attr(h, sizeof(struct fib_rule_hdr), FRA_PROTOCOL, 1);
     return attr ? mnl_attr_get_u8(attr) : 0;
 }
 
-static int on_rule(const struct nlmsghdr *h, void *arg)
+static bool is_rule(const struct search *search, const struct nlmsghdr *h)
 {
-    struct rule_search *search = arg;
     if (h->nlmsg_type != RTM_NEWRULE || mnl_nlmsg_get_payload_len(h) < sizeof(struct fib_rule_hdr))
-        return MNL_CB_OK;
+        return false;
     uint32_t priority = get_u32(h, sizeof(struct fib_rule_hdr), FRA_PRIORITY, 0);
-    if (priority < search->first || priority > search->last)
-        return MNL_CB_OK;
-    if (search->ours && rule_protocol(h) != ROUTE_PROTOCOL)
-        return MNL_CB_OK;
-    search->count++;
-    if (!search->found && h->nlmsg_len <= sizeof(search->message)) {
-        memcpy(search->message, h, h->nlmsg_len);
-        search->found = true;
-    }
-    return MNL_CB_OK;
+    return priority >= search->first && priority <= search->last &&
+           (!search->ours || rule_protocol(h) == ROUTE_PROTOCOL);
 }
 
-static int dump(struct route_session *s, uint16_t type, int family, mnl_cb_t fn, void *arg)
+static struct search search_rules(uint32_t first, uint32_t last, bool ours)
 {
-    _Alignas(NLMSG_ALIGNTO) char buffer[REQUEST_SIZE];
-    struct nlmsghdr *h = begin(buffer, type, NLM_F_REQUEST | NLM_F_DUMP);
-    size_t header = type == RTM_GETRULE ? sizeof(struct fib_rule_hdr) : sizeof(struct rtmsg);
-    uint8_t *extra = mnl_nlmsg_put_extra_header(h, header);
-    extra[0] = (uint8_t)family; /* the first byte of both headers */
-    int error = talk(s, h, fn, arg);
-    return error == -EAFNOSUPPORT || error == -EOPNOTSUPP ? 0 : error;
+    return (struct search){.get = RTM_GETRULE,
+                           .delete = RTM_DELRULE,
+                           .matches = is_rule,
+                           .first = first,
+                           .last = last,
+                           .ours = ours};
 }
 
 int rule_count(struct route_session *s, uint32_t first, uint32_t last, bool ours)
 {
-    struct rule_search search = {.first = first, .last = last, .ours = ours};
-    for (size_t i = 0; i < 2; i++) {
-        int error = dump(s, RTM_GETRULE, families[i], on_rule, &search);
-        if (error < 0)
-            return error;
-    }
-    return search.count;
-}
-
-/* Send a message of a dump back as a deletion: that names a rule or route in all its detail. */
-static int delete_message(struct route_session *s, char *message, uint16_t type)
-{
-    struct nlmsghdr *h = (struct nlmsghdr *)(void *)message;
-    h->nlmsg_type = type;
-    h->nlmsg_flags = 0;
-    int error = command(s, h);
-    return error == -ENOENT || error == -ESRCH ? 0 : error;
+    struct search search = search_rules(first, last, ours);
+    return count_matches(s, &search);
 }
 
 int rule_delete_ours(struct route_session *s, uint32_t first, uint32_t last)
 {
-    for (size_t i = 0; i < 2; i++) {
-        for (int round = 0; round < DELETE_ROUNDS; round++) {
-            struct rule_search search = {.first = first, .last = last, .ours = true};
-            int error = dump(s, RTM_GETRULE, families[i], on_rule, &search);
-            if (error == 0 && search.found)
-                error = delete_message(s, search.message, RTM_DELRULE);
-            if (error < 0)
-                return error;
-            if (!search.found)
-                break;
-        }
-    }
-    return 0;
+    struct search search = search_rules(first, last, true);
+    return delete_matches(s, &search);
 }
 
 /* --- routes ---------------------------------------------------------------------------------- */
@@ -313,16 +346,6 @@ int route_add_default(struct route_session *s, int family, uint32_t table, int i
     return error == -EEXIST ? 0 : error;
 }
 
-struct route_search {
-    uint32_t table;
-    bool ours;
-    int count;
-    _Alignas(NLMSG_ALIGNTO) char message[REQUEST_SIZE];
-    bool found;
-    void (*each)(void *arg, const struct cidr *network);
-    void *arg;
-};
-
 /* Is it a route of that table, rather than another table's or a cached one? */
 static const struct rtmsg *route_of_table(const struct nlmsghdr *h, uint32_t table)
 {
@@ -334,52 +357,43 @@ static const struct rtmsg *route_of_table(const struct nlmsghdr *h, uint32_t tab
     return r;
 }
 
-static int on_route(const struct nlmsghdr *h, void *arg)
+static bool is_route(const struct search *search, const struct nlmsghdr *h)
 {
-    struct route_search *search = arg;
     const struct rtmsg *r = route_of_table(h, search->table);
-    if (!r || (search->ours && r->rtm_protocol != ROUTE_PROTOCOL))
-        return MNL_CB_OK;
-    search->count++;
-    if (!search->found && h->nlmsg_len <= sizeof(search->message)) {
-        memcpy(search->message, h, h->nlmsg_len);
-        search->found = true;
-    }
-    return MNL_CB_OK;
+    return r && (!search->ours || r->rtm_protocol == ROUTE_PROTOCOL);
+}
+
+static struct search search_routes(uint32_t table, bool ours)
+{
+    return (struct search){.get = RTM_GETROUTE,
+                           .delete = RTM_DELROUTE,
+                           .matches = is_route,
+                           .table = table,
+                           .ours = ours};
 }
 
 int route_count(struct route_session *s, uint32_t table, bool ours)
 {
-    struct route_search search = {.table = table, .ours = ours};
-    for (size_t i = 0; i < 2; i++) {
-        int error = dump(s, RTM_GETROUTE, families[i], on_route, &search);
-        if (error < 0)
-            return error;
-    }
-    return search.count;
+    struct search search = search_routes(table, ours);
+    return count_matches(s, &search);
 }
 
 int route_delete_ours(struct route_session *s, uint32_t table)
 {
-    for (size_t i = 0; i < 2; i++) {
-        for (int round = 0; round < DELETE_ROUNDS; round++) {
-            struct route_search search = {.table = table, .ours = true};
-            int error = dump(s, RTM_GETROUTE, families[i], on_route, &search);
-            if (error == 0 && search.found)
-                error = delete_message(s, search.message, RTM_DELROUTE);
-            if (error < 0)
-                return error;
-            if (!search.found)
-                break;
-        }
-    }
-    return 0;
+    struct search search = search_routes(table, true);
+    return delete_matches(s, &search);
 }
+
+struct network_walk {
+    uint32_t table;
+    void (*fn)(void *arg, const struct cidr *network);
+    void *arg;
+};
 
 static int on_network(const struct nlmsghdr *h, void *arg)
 {
-    const struct route_search *search = arg;
-    const struct rtmsg *r = route_of_table(h, search->table);
+    const struct network_walk *walk = arg;
+    const struct rtmsg *r = route_of_table(h, walk->table);
     if (!r || r->rtm_dst_len == 0 || r->rtm_type != RTN_UNICAST)
         return MNL_CB_OK;
     const struct nlattr *attr = find_attr(h, sizeof(*r), RTA_DST, wire_size(r->rtm_family));
@@ -388,17 +402,17 @@ static int on_network(const struct nlmsghdr *h, void *arg)
     const uint8_t *bytes = mnl_attr_get_payload(attr);
     struct cidr network = {.prefix = r->rtm_dst_len};
     network.addr = r->rtm_family == AF_INET ? addr_from_v4(bytes) : addr_from_v6(bytes);
-    search->each(search->arg, &network);
+    walk->fn(walk->arg, &network);
     return MNL_CB_OK;
 }
 
 int route_each_network(struct route_session *s, uint32_t table,
                        void (*fn)(void *arg, const struct cidr *network), void *arg)
 {
-    struct route_search search = {.table = table, .each = fn, .arg = arg};
+    struct network_walk walk = {.table = table, .fn = fn, .arg = arg};
     int error = 0;
     for (size_t i = 0; i < 2 && error == 0; i++)
-        error = dump(s, RTM_GETROUTE, families[i], on_network, &search);
+        error = dump(s, RTM_GETROUTE, families[i], on_network, &walk);
     return error;
 }
 
