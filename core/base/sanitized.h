@@ -1,6 +1,6 @@
 /* CULVERT_SANITIZED: 1 where this is built with AddressSanitizer, whose run-time reads /proc. */
-#ifndef CULVERT_SANITIZED_H
-#define CULVERT_SANITIZED_H
+#ifndef CULVERT_BASE_SANITIZED_H
+#define CULVERT_BASE_SANITIZED_H
 
 #if defined(__SANITIZE_ADDRESS__)
 #define CULVERT_SANITIZED 1
