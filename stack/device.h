@@ -6,8 +6,9 @@
  * `struct offload`, in terms of the IP packet's own bytes. A device that lacks a capability is
  * never asked for it: stack/output.c completes checksums and cuts super-packets first.
  *
- *   device_linux.c    /dev/net/tun: by name, taken over when persistent, or a passed descriptor
- *   device_memory.c   two queues in memory, for tests and fuzzing
+ *   device_linux.c                  /dev/net/tun: by name, taken over when persistent, or a
+ *                                   passed descriptor
+ *   tests/support/device_memory.c   two queues in memory
  */
 #ifndef CULVERT_STACK_DEVICE_H
 #define CULVERT_STACK_DEVICE_H
@@ -121,16 +122,5 @@ struct device *device_tun_open(const struct device_tun_options *options, int *er
  * without IFF_NO_PI or with a vnet header that we do not know, -EBADFD attached to no device.
  */
 struct device *device_tun_adopt(int fd, unsigned mtu, bool offload, int *error);
-
-/* --- device_memory.c ----------------------------------------------------------------------- */
-
-struct device *device_memory_new(unsigned mtu, struct device_caps caps);
-/* Queue a packet to be read; copied. `offload` NULL: plain. False when 4,096 are waiting. */
-bool device_memory_push(struct device *d, const void *bytes, size_t len,
-                        const struct offload *offload);
-/* The oldest packet that was written, into `out` (buffer provided by the caller); false: none. */
-bool device_memory_pop(struct device *d, struct packet *out);
-/* From now on each nth written packet is lost (0: none): injected loss. */
-void device_memory_drop_every(struct device *d, unsigned nth);
 
 #endif

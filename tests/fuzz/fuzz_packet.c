@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "tests/fuzz/fuzz.h"
+#include "tests/support/device_memory.h"
 
 enum { METADATA_LEN = 9, MTU = 1280 };
 

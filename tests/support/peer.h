@@ -5,8 +5,8 @@
 #ifndef CULVERT_TESTS_PEER_H
 #define CULVERT_TESTS_PEER_H
 
-#include "stack/device.h"
 #include "stack/packet.h"
+#include "tests/support/device_memory.h"
 
 enum { FIN = 1, SYN = 2, RST = 4, PSH = 8, ACK = 16 };
 enum { PEER_MTU = 1500, PEER_WINDOW = 64000 };

@@ -1,4 +1,4 @@
-#include "stack/device.h"
+#include "tests/support/device_memory.h"
 
 #include <errno.h>
 #include <setjmp.h>

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <cmocka.h>
 
+#include "tests/support/device_memory.h"
 #include "tests/unit/wire.h"
 
 static const struct device_caps plain = {0}, csum_only = {.csum = true},

@@ -1,9 +1,4 @@
-/*
- * A device in memory: what a test pushes is read, what is written a test pops. It holds its user
- * to the device's contract - a packet that asks for a capability that the device lacks is refused
- * with -EINVAL.
- */
-#include "stack/device.h"
+#include "tests/support/device_memory.h"
 
 #include <errno.h>
 #include <stdlib.h>
