@@ -1,7 +1,7 @@
 /*
  * What third_party/lwip/patches mends: every test fails, mostly by a sanitizer's or an assertion's
- * abort, without the patch that names it. Packets go in through lwIP's ip4_input() and ip6_input(),
- * each in memory of exactly its size.
+ * abort, without the patch that names it. Packets go in through lwIP's ip_input(), each in memory
+ * of exactly its size.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,20 +14,13 @@
 #include <cmocka.h>
 
 #include "lwip/init.h"
-#include "lwip/ip4_frag.h"
-#include "lwip/ip6_frag.h"
 #include "lwip/netif.h"
 #include "lwip/priv/tcp_priv.h"
-#include "lwip/raw.h"
 #include "lwip_hooks.h"
 
 enum { ISN = 1000, OUR_PORT = 80, PEER_PORT = 4000, MTU = 1500 };
-enum { UDP = 17 };
 
 static struct netif netif;
-static struct raw_pcb *udp_raw;
-static unsigned delivered;     /* datagrams that udp_raw got */
-static size_t delivered_bytes; /* in the last of them, IP header included */
 static struct tcp_pcb *accepted;
 
 u32_t culvert_tcp_isn(const ip_addr_t *local_ip, u16_t local_port, const ip_addr_t *remote_ip,
@@ -101,38 +94,6 @@ static uint8_t *new_ip4(unsigned protocol, size_t payload)
     return ip;
 }
 
-static void input_ip4_fragment(unsigned id, unsigned offset, size_t len, bool more)
-{
-    uint8_t *ip = new_ip4(UDP, len);
-
-    put16(ip + 4, id);
-    put16(ip + 6, offset / 8 | (more ? 0x2000 : 0));
-    input(wrap(ip, 20 + len));
-}
-
-/* An IPv6 fragment from fd00::2 to fd00::1; its payload starts at byte 48. */
-static uint8_t *new_ip6_fragment(uint32_t id, unsigned offset, size_t len, bool more)
-{
-    uint8_t *ip = new_bytes(48 + len);
-
-    ip[0] = 0x60;
-    put16(ip + 4, (unsigned)(8 + len));
-    ip[6] = 44;
-    ip[7] = 64;
-    ip[8] = ip[24] = 0xfd;
-    ip[23] = 2;
-    ip[39] = 1;
-    ip[40] = UDP;
-    put16(ip + 42, offset | more);
-    put32(ip + 44, id);
-    return ip;
-}
-
-static void input_ip6_fragment(uint32_t id, unsigned offset, size_t len, bool more)
-{
-    input(wrap(new_ip6_fragment(id, offset, len, more), 48 + len));
-}
-
 static unsigned window = 65535; /* that the peer's segments say */
 
 static void input_segment(uint32_t seq, uint32_t ack, unsigned flags, const uint8_t *options,
@@ -155,13 +116,7 @@ static void input_segment(uint32_t seq, uint32_t ack, unsigned flags, const uint
 
 /* --- fixture -------------------------------------------------------------------------------- */
 
-static err_t swallow4(struct netif *n, struct pbuf *p, const ip4_addr_t *to)
-{
-    (void)n, (void)p, (void)to;
-    return ERR_OK;
-}
-
-static err_t swallow6(struct netif *n, struct pbuf *p, const ip6_addr_t *to)
+static err_t swallow(struct netif *n, struct pbuf *p, const ip4_addr_t *to)
 {
     (void)n, (void)p, (void)to;
     return ERR_OK;
@@ -169,19 +124,9 @@ static err_t swallow6(struct netif *n, struct pbuf *p, const ip6_addr_t *to)
 
 static err_t init_netif(struct netif *n)
 {
-    n->output = swallow4;
-    n->output_ip6 = swallow6;
+    n->output = swallow;
     n->mtu = MTU;
     return ERR_OK;
-}
-
-static u8_t on_datagram(void *arg, struct raw_pcb *pcb, struct pbuf *p, const ip_addr_t *from)
-{
-    (void)arg, (void)pcb, (void)from;
-    delivered++;
-    delivered_bytes = p->tot_len;
-    pbuf_free(p);
-    return 1;
 }
 
 static err_t on_accept(void *arg, struct tcp_pcb *pcb, err_t err)
@@ -193,7 +138,6 @@ static err_t on_accept(void *arg, struct tcp_pcb *pcb, err_t err)
 
 static int start(void **state)
 {
-    const uint8_t address[16] = {0xfd, [15] = 1};
     ip4_addr_t ip4, mask;
 
     (void)state;
@@ -201,34 +145,17 @@ static int start(void **state)
     IP4_ADDR(&ip4, 10, 0, 0, 1);
     IP4_ADDR(&mask, 255, 255, 255, 0);
     netif_add(&netif, &ip4, &mask, &ip4, NULL, init_netif, ip_input);
-    memcpy(netif.ip6_addr[0].u_addr.ip6.addr, address, sizeof(address));
-    netif.ip6_addr_state[0] = IP6_ADDR_PREFERRED;
     netif_set_default(&netif);
     netif_set_up(&netif);
     netif_set_link_up(&netif);
     NETIF_SET_CHECKSUM_CTRL(&netif, NETIF_CHECKSUM_DISABLE_ALL);
-    udp_raw = raw_new_ip_type(IPADDR_TYPE_ANY, UDP);
-    raw_recv(udp_raw, on_datagram, NULL);
     return 0;
 }
 
 static int forget(void **state)
 {
     (void)state;
-    delivered = 0;
-    delivered_bytes = 0;
     accepted = NULL;
-    return 0;
-}
-
-/* As long as no fragment can wait: what is left then has leaked, and LeakSanitizer says so. */
-static int let_fragments_expire(void **state)
-{
-    (void)state;
-    for (int second = 0; second <= 61; second++) {
-        ip_reass_tmr();
-        ip6_reass_tmr();
-    }
     return 0;
 }
 
@@ -292,7 +219,7 @@ static void let_timers_run(void)
         tcp_slowtmr();
 }
 
-/* 06: the timer ticked on, and an assertion failed. */
+/* 03: the timer ticked on, and an assertion failed. */
 static void persist_timer_needs_data(void **state)
 {
     static const uint8_t data[100];
@@ -315,91 +242,12 @@ static void persist_timer_needs_data(void **state)
     tcp_close(listener);
 }
 
-/* 03: a datagram without fragments was kept; a null pointer when it timed out. */
-static void ip6_fragment_without_room(void **state)
-{
-    struct pbuf *p = wrap(new_ip6_fragment(1, 0, 8, true), 56);
-
-    (void)state;
-    for (int i = 0; i <= IP_REASS_MAX_PBUFS; i++)
-        pbuf_cat(p, wrap(new_bytes(8), 8));
-    /* The chain is one packet to lwIP, which counts its pbufs. */
-    put16((uint8_t *)p->payload + 4, (unsigned)(p->tot_len - 40));
-    input(p);
-    let_fragments_expire(state);
-    assert_int_equal(delivered, 0);
-}
-
-/* 04: the datagram was delivered with more bytes than its header tells. */
-static void ip6_fragment_past_the_end(void **state)
-{
-    (void)state;
-    input_ip6_fragment(2, 8, 8, false);
-    input_ip6_fragment(2, 16, 8, true);
-    input_ip6_fragment(2, 0, 8, true);
-    assert_int_equal(delivered, 0);
-}
-
-/* Feed a datagram of `size` bytes after the IP header, in fragments of at most 1,400. */
-static void input_ip6_datagram(uint32_t id, size_t size)
-{
-    for (size_t at = 0; at < size; at += 1400) {
-        bool more = size - at > 1400;
-
-        input_ip6_fragment(id, (unsigned)at, more ? 1400 : size - at, more);
-    }
-}
-
-/* 04: pbuf.tot_len wrapped around, and an assertion failed. */
-static void ip6_datagram_too_long(void **state)
-{
-    (void)state;
-    input_ip6_datagram(3, 65535);
-    input_ip6_datagram(4, 65496);
-    assert_int_equal(delivered, 0);
-    input_ip6_datagram(5, 65495);
-    assert_int_equal(delivered, 1);
-    assert_int_equal(delivered_bytes, 65535);
-}
-
-/* 05: the same for IPv4. */
-static void ip4_fragment_past_the_end(void **state)
-{
-    (void)state;
-    input_ip4_fragment(1, 8, 8, false);
-    input_ip4_fragment(1, 16, 8, true);
-    input_ip4_fragment(1, 0, 8, true);
-    assert_int_equal(delivered, 0);
-}
-
-/* What is in order still arrives, in whatever order it comes. */
-static void whole_datagrams_are_delivered(void **state)
-{
-    (void)state;
-    input_ip4_fragment(2, 16, 5, false);
-    input_ip4_fragment(2, 0, 8, true);
-    input_ip4_fragment(2, 8, 8, true);
-    assert_int_equal(delivered, 1);
-    assert_int_equal(delivered_bytes, 20 + 21);
-    input_ip6_fragment(6, 16, 5, false);
-    input_ip6_fragment(6, 8, 8, true);
-    input_ip6_fragment(6, 0, 8, true);
-    assert_int_equal(delivered, 2);
-    assert_int_equal(delivered_bytes, 40 + 21);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(option_kind_is_last_byte, forget),
         cmocka_unit_test_setup(mss_changes_in_syn_only, forget),
         cmocka_unit_test_setup(persist_timer_needs_data, forget),
-        cmocka_unit_test_setup_teardown(ip6_fragment_without_room, forget, let_fragments_expire),
-        cmocka_unit_test_setup_teardown(ip6_fragment_past_the_end, forget, let_fragments_expire),
-        cmocka_unit_test_setup_teardown(ip6_datagram_too_long, forget, let_fragments_expire),
-        cmocka_unit_test_setup_teardown(ip4_fragment_past_the_end, forget, let_fragments_expire),
-        cmocka_unit_test_setup_teardown(whole_datagrams_are_delivered, forget,
-                                        let_fragments_expire),
     };
 
     return cmocka_run_group_tests(tests, start, NULL);

@@ -7,7 +7,6 @@
 #define CULVERT_TESTS_LWIPOPTS_H
 
 #include "../../../third_party/lwip/port/lwipopts.h"
-#include "../reassembly_options.h"
 
 #define LWIP_TESTMODE 1
 
@@ -75,6 +74,17 @@
 #define ETHARP_SUPPORT_STATIC_ENTRIES  1
 #define LWIP_NETIF_EXT_STATUS_CALLBACK 1
 #define LWIP_HAVE_LOOPIF               1
+
+/* Of what we leave out they test reassembly, too. */
+#undef IP_REASSEMBLY
+#undef LWIP_IPV6_REASS
+#undef LWIP_RAW
+#define IP_REASSEMBLY      1
+#define LWIP_IPV6_REASS    1
+#define IP_REASS_MAX_PBUFS 1024
+#define LWIP_RAW           1
+/* lwIP's bookkeeping is larger than a fragment header where pointers have 64 bits. */
+#define IPV6_FRAG_COPYHEADER 1
 
 /* One file wants to send more than it can receive. */
 #undef TCP_SND_BUF
