@@ -41,6 +41,7 @@ struct worker {
     struct loop_timer tick;
     uint32_t flow_count;   /* TCP flows and UDP associations */
     uint64_t next_flow_id; /* for the log */
+    bool relayed;          /* by a flow, since it was last looked at: for --low-latency */
     int error;             /* why the loop was stopped: 0, or the device's -errno */
     /* The last association has ended: time to give memory back. NULL: nobody wants to know. */
     void (*on_quiet)(struct worker *w);

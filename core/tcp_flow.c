@@ -159,6 +159,7 @@ static void set_state(struct tcp_flow *f, enum tcp_flow_state state)
 static void touch(struct tcp_flow *f)
 {
     uint64_t now = loop_now(f->owner->worker->loop);
+    f->owner->worker->relayed = true;
     if (now - f->active_ms < 10)
         return;
     f->active_ms = now;

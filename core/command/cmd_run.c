@@ -61,7 +61,8 @@ static int run_and_wait(struct options *o)
 
 int command_run(struct options *options)
 {
-    if (!sandbox_check() || !precheck_user(options) || !precheck_proxy_name(options))
+    if (!sandbox_check() || !precheck_user(options) || !precheck_low_latency(options) ||
+        !precheck_proxy_name(options))
         return EXIT_REFUSED;
     if (options->run.argv)
         return run_and_wait(options);

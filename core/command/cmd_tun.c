@@ -51,7 +51,7 @@ static bool check_surroundings(const struct options *o)
     if (interface[0] != '\0' && link_index(interface) < 0)
         log_warn("no interface %s now; connections to the proxy will fail until it is there",
                  interface);
-    return precheck_user(o) && precheck_proxy_name(o);
+    return precheck_user(o) && precheck_low_latency(o) && precheck_proxy_name(o);
 }
 
 int command_tun(const struct options *options)

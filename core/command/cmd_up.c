@@ -376,7 +376,7 @@ int command_up(const struct options *options)
 {
     static struct up up; /* large: two sets of options */
     up_watch_block_signals();
-    if (!precheck_user(options) || !claim(&up))
+    if (!precheck_user(options) || !precheck_low_latency(options) || !claim(&up))
         return EXIT_REFUSED;
     fill_options(&up, options);
     int status = run(&up);

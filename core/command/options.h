@@ -128,6 +128,7 @@ struct options {
     /* every socket towards the world */
     struct outbound_options outbound;
     unsigned workers;          /* 1..WORKERS_MAX */
+    bool low_latency;          /* no core sleeps while something is relayed */
     const char *user;          /* whom workers run as; NULL: nobody, where we are root */
     const char *resolver_conf; /* where the proxy's name is resolved; NULL: /etc/resolv.conf */
     struct up_options up;

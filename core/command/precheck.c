@@ -1,11 +1,14 @@
 #include "core/command/precheck.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/command/say.h"
 #include "core/proxy/probe.h"
 #include "core/worker/errand.h"
+#include "core/worker/low_latency.h"
 
 bool precheck_user(const struct options *o)
 {
@@ -53,4 +56,36 @@ bool precheck_proxy_name(const struct options *o)
         "give its address",
         o->proxy.host, answer.problem);
     return false;
+}
+
+static void explain_low_latency(int error)
+{
+    switch (-error) {
+    case ENOENT:
+    case ENODEV:
+    case ENXIO:
+        say("--low-latency needs " LOW_LATENCY_DEVICE ", which is missing: give the container that "
+            "device, run a kernel that has it (CONFIG_CPU_IDLE), or leave the option out");
+        return;
+    case EACCES:
+    case EPERM:
+        say("--low-latency: no permission to write " LOW_LATENCY_DEVICE ": run culvert as root, "
+            "open the device to this user (as root, setfacl -m u:USER:w " LOW_LATENCY_DEVICE "), "
+            "or leave the option out");
+        return;
+    default:
+        say("--low-latency: cannot open " LOW_LATENCY_DEVICE ": %s", strerror(-error));
+    }
+}
+
+bool precheck_low_latency(const struct options *o)
+{
+    if (!o->low_latency)
+        return true;
+    int fd = low_latency_open();
+    if (fd < 0)
+        explain_low_latency(fd);
+    else
+        close(fd);
+    return fd >= 0;
 }

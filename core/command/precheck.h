@@ -11,5 +11,7 @@ bool precheck_user(const struct options *o);
  * network. Waits for it; the resolver's own time-outs bound that.
  */
 bool precheck_proxy_name(const struct options *o);
+/* Can the kernel be asked for what --low-latency promises, if that is given? */
+bool precheck_low_latency(const struct options *o);
 
 #endif

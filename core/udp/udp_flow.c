@@ -147,6 +147,7 @@ void association_touch(struct association *a)
 {
     struct udp_flows *u = a->flows;
     a->last_active_ms = loop_now(u->worker->loop);
+    u->worker->relayed = true;
     list_remove(&a->lru);
     list_push_back(&u->lru, &a->lru);
 }

@@ -2,18 +2,31 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "core/base/log.h"
 #include "core/dns/fakedns.h"
+#include "core/worker/low_latency.h"
 #include "core/worker/worker.h"
 
 static_assert((int)WORKERS_MAX <= (int)FAKEDNS_USERS_MAX, "each may hold fake addresses");
 
+static int *queue_fd(struct tunnel *t, size_t index)
+{
+    return &t->fds[TUNNEL_FDS * index];
+}
+
+static int *latency_fd(struct tunnel *t, size_t index)
+{
+    return &t->fds[TUNNEL_FDS * index + 1];
+}
+
 static int relay(void *arg, unsigned index, const struct options *o, worker_ready_fn *on_ready,
                  void *ready_arg)
 {
-    const struct tunnel *t = arg;
+    struct tunnel *t = arg;
     if (t->fake)
         fakedns_join(t->fake, index);
     const struct worker_seat seat = {
@@ -21,13 +34,15 @@ static int relay(void *arg, unsigned index, const struct options *o, worker_read
         .fake = t->fake,
         .counters = &t->counters[index].stack,
         .looks_at_proxy = index == 0,
+        .latency_fd = *latency_fd(t, index),
     };
     return worker_run(&seat, o, on_ready, ready_arg);
 }
 
 static void on_death(void *arg, unsigned index)
 {
-    const struct tunnel *t = arg;
+    struct tunnel *t = arg;
+    low_latency_withdraw(*latency_fd(t, index));
     if (t->fake)
         fakedns_user_died(t->fake, index);
 }
@@ -75,20 +90,34 @@ static int share_fake_addresses(struct tunnel *t, const struct options *o)
     return t->fake ? 0 : -ENOMEM;
 }
 
+static int open_latency(struct tunnel *t, bool wanted)
+{
+    for (size_t i = 0; wanted && i < t->work.count; i++) {
+        int fd = low_latency_open();
+        if (fd < 0) {
+            log_error("cannot open %s: %s", LOW_LATENCY_DEVICE, strerror(-fd));
+            return fd;
+        }
+        *latency_fd(t, i) = fd;
+    }
+    return 0;
+}
+
 int tunnel_init(struct tunnel *t, struct device *const *queues, size_t count,
                 const struct options *options)
 {
     *t = (struct tunnel){.fake = NULL};
     for (size_t i = 0; i < count; i++) {
         t->queues[i] = queues[i];
-        t->fds[i] = queues[i]->fd;
+        *queue_fd(t, i) = queues[i]->fd;
+        *latency_fd(t, i) = -1;
     }
     t->work = (struct work){
         .name = "culvert-worker",
         .options = options,
         .count = count,
         .fds = t->fds,
-        .fds_each = 1,
+        .fds_each = TUNNEL_FDS,
         .role = CONFINE_WORKER,
         .run = relay,
         .on_death = on_death,
@@ -96,7 +125,9 @@ int tunnel_init(struct tunnel *t, struct device *const *queues, size_t count,
         .arg = t,
     };
     int error = share_counters(t);
-    return error < 0 ? error : share_fake_addresses(t, options);
+    if (error == 0)
+        error = share_fake_addresses(t, options);
+    return error < 0 ? error : open_latency(t, options->low_latency);
 }
 
 void tunnel_free(struct tunnel *t)
@@ -106,6 +137,11 @@ void tunnel_free(struct tunnel *t)
     if (t->counters)
         munmap(t->counters, t->work.count * sizeof(*t->counters));
     t->counters = NULL;
+    for (size_t i = 0; i < t->work.count; i++) {
+        if (*latency_fd(t, i) >= 0)
+            close(*latency_fd(t, i));
+        *latency_fd(t, i) = -1;
+    }
 }
 
 int tunnel_run(struct device *const *queues, size_t count, const struct options *options,

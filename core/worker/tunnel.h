@@ -11,10 +11,13 @@ struct tunnel_counters {
     _Alignas(64) struct stack_counters stack;
 };
 
+enum { TUNNEL_FDS = 2 }; /* descriptors for each worker */
+
 struct tunnel {
     struct work work; /* for workers_new() */
     struct device *queues[WORKERS_MAX];
-    int fds[WORKERS_MAX];             /* theirs */
+    /* What each worker is handed: its queue, and a low_latency_open() of ours for it, or -1. */
+    int fds[TUNNEL_FDS * WORKERS_MAX];
     struct fakedns *fake;             /* shared by the workers; NULL: no fake addresses */
     struct tunnel_counters *counters; /* shared; one for each worker, which writes it */
 };
@@ -22,7 +25,8 @@ struct tunnel {
 /*
  * Prepare to relay `count` queues of one device as `options` say; both outlive the tunnel. What the
  * workers report when they give up is the device's own error when the device has vanished. 0 or
- * -ENOMEM; tunnel_free() in any case, after the workers'.
+ * -ENOMEM, or of --low-latency a -errno (said in the log); tunnel_free() in any case, after the
+ * workers'.
  */
 int tunnel_init(struct tunnel *t, struct device *const *queues, size_t count,
                 const struct options *options);

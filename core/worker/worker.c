@@ -19,6 +19,7 @@
 #include "core/command/secrets.h"
 #include "core/flows.h"
 #include "core/proxy/probe.h"
+#include "core/worker/low_latency.h"
 
 enum {
     OWN_ADDRESSES_MAX = OPTIONS_LIST_MAX,
@@ -45,6 +46,7 @@ struct run {
     struct loop_timer linger;
     uint64_t linger_end_ms; /* 0: not asked to stop */
     struct probe *probe;    /* warns where the proxy is not there */
+    struct low_latency latency;
 };
 
 static void stop(struct run *r, int error)
@@ -58,6 +60,7 @@ static void stop(struct run *r, int error)
 static struct conn *open_conn(void *ctx, const struct endpoint *src, const struct endpoint *dst)
 {
     struct worker *w = ctx;
+    w->relayed = true;
     if (dns_front_takes(w->dns_front, dst)) {
         struct conn *c = dns_front_open(w->dns_front, src, dst);
         if (c)
@@ -78,6 +81,7 @@ static void conn_ready(void *ctx, struct conn *c, unsigned events)
         tcp_flows_ready(w->tcp, c, events);
         break;
     case CONN_OWNER_DNS:
+        w->relayed = true;
         dns_front_ready(w->dns_front, c, events);
         break;
     }
@@ -91,6 +95,7 @@ static void datagram(void *ctx, const struct endpoint *src, const struct endpoin
         udp_flows_datagram(w->udp, src, dst, payload, len, gso_size, headroom);
         return;
     }
+    w->relayed = true;
     size_t step = gso_size ? gso_size : len;
     do {
         size_t piece = len < step ? len : step;
@@ -196,6 +201,15 @@ static void arm_tick(struct run *r)
     loop_timer_start(w->loop, &w->tick, next > now ? next - now : 1, on_tick, r);
 }
 
+/* At each turn's end. The flag is a flow's to set: the worker's own timers are no reason. */
+static void keep_awake(struct run *r)
+{
+    if (r->latency.fd < 0 || !r->worker.relayed)
+        return;
+    r->worker.relayed = false;
+    low_latency_relayed(&r->latency);
+}
+
 /* --- stopping --------------------------------------------------------------------------------- */
 
 static bool device_is_readable(const struct device *d)
@@ -285,6 +299,7 @@ static int start(struct run *r, const struct options *o, const struct worker_sea
     w->loop = loop_new();
     if (w->loop == NULL)
         return -errno;
+    low_latency_init(&r->latency, w->loop, seat->latency_fd);
     w->resolver = resolver_new(w->loop, &o->outbound);
     if (w->resolver && o->resolver_conf)
         resolver_set_servers(w->resolver, o->resolver_conf, 0);
@@ -310,6 +325,7 @@ static void finish(struct run *r)
     loop_timer_stop(&w->tick);
     loop_timer_stop(&r->trim);
     loop_timer_stop(&r->linger);
+    low_latency_end(&r->latency);
     loop_signal_ignore(&r->term);
     dns_front_free(w->dns_front);
     tcp_flows_free(w->tcp);
@@ -346,6 +362,7 @@ int worker_run(const struct worker_seat *seat, const struct options *options,
         loop_turn(r.worker.loop, true);
         r.turn++;
         arm_tick(&r);
+        keep_awake(&r);
     }
     finish(&r);
     return error != 0 ? error : r.worker.error;

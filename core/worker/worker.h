@@ -15,6 +15,7 @@ struct worker_seat {
     struct fakedns *fake;            /* shared with the others; NULL: no fake addresses */
     struct stack_counters *counters; /* NULL: nobody wants to know */
     bool looks_at_proxy;             /* and warns where it is not there */
+    int latency_fd;                  /* of low_latency_open(); -1: none */
 };
 
 /*

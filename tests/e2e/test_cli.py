@@ -110,7 +110,7 @@ def test_help_and_version(app):
     options = app.run(CULVERT, "tun", "--help").stdout
     for name in ("tun", "tun-fd", "mtu", "address", "dns", "dns-server", "fake-range", "udp",
                  "icmp", "mark", "bind-interface", "connect-timeout", "tcp-idle-timeout",
-                 "udp-idle-timeout", "max-flows", "pipeline", "log-level", "log-file"):
+                 "udp-idle-timeout", "max-flows", "pipeline", "low-latency", "log-level", "log-file"):
         assert f"--{name}" in options, f"--help does not tell of --{name}"
 
 

@@ -313,7 +313,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     name_peers();
     choose_options(&options, modes);
     struct device *d = world_begin_with_device(features);
-    const struct worker_seat seat = {.device = d, .looks_at_proxy = true};
+    const struct worker_seat seat = {.device = d, .looks_at_proxy = true, .latency_fd = -1};
     FUZZ_CHECK(worker_run(&seat, &options, NULL, NULL) == 0);
     drain_device();
     device_close(d);

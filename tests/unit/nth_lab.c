@@ -210,7 +210,7 @@ static void *run_worker(void *arg)
 {
     struct lab *l = arg;
     faults->kind = s.kind;
-    const struct worker_seat seat = {.device = l->device, .looks_at_proxy = true};
+    const struct worker_seat seat = {.device = l->device, .looks_at_proxy = true, .latency_fd = -1};
     l->result = worker_run(&seat, &s.options, NULL, NULL);
     faults->kind = FAULTS_NONE;
     l->running = false;

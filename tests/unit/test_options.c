@@ -76,6 +76,7 @@ static void test_defaults_of_tun(void **state)
     assert_string_equal(o->outbound.bind_interface, "");
     assert_int_equal(o->log_level, LOG_LEVEL_INFO);
     assert_null(o->log_file);
+    assert_false(o->low_latency);
 }
 
 static void test_every_option_of_tun(void **state)
@@ -89,7 +90,7 @@ static void test_every_option_of_tun(void **state)
                "--fake-range 10.9.0.0/16 --udp block --icmp reply --mark 0xFf "
                "--bind-interface eth0.1 --connect-timeout 3 --tcp-idle-timeout 100 "
                "--udp-idle-timeout=30 --max-flows 100 --pipeline off --no-offload "
-               "--allow-loopback --log-level trace --log-file /tmp/a:b@c direct://");
+               "--allow-loopback --low-latency --log-level trace --log-file /tmp/a:b@c direct://");
     const struct options *o = &l.options;
     assert_string_equal(o->tun_name, "t1");
     assert_int_equal(o->tun_fd, 7);
@@ -108,7 +109,7 @@ static void test_every_option_of_tun(void **state)
     assert_int_equal(o->limits.udp_idle_timeout_s, 30);
     assert_int_equal(o->limits.max_flows, 100);
     assert_false(o->pipeline || o->offload);
-    assert_true(o->outbound.allow_loopback);
+    assert_true(o->outbound.allow_loopback && o->low_latency);
     assert_int_equal(o->log_level, LOG_LEVEL_TRACE);
     assert_string_equal(o->log_file, "/tmp/a:b@c");
     assert_int_equal(o->proxy.scheme, PROXY_SCHEME_DIRECT);
@@ -172,11 +173,13 @@ static void test_up(void **state)
     assert_null(strstr(l.argv[1], "secret"));
     assert_true(l.options.up.lan && l.options.up.dns_setup && !l.options.up.kill_switch);
 
-    parse_good(&l, "culvert up --no-lan --no-dns-setup --kill-switch --bypass 192.0.2.0/24 "
-                   "--bypass 2001:db8::/32 --exclude-uid 1000 --exclude-uid 2000-2999 "
-                   "--include-uid root direct://");
+    parse_good(
+        &l,
+        "culvert up --no-lan --no-dns-setup --kill-switch --low-latency "
+        "--bypass 192.0.2.0/24 --bypass 2001:db8::/32 --exclude-uid 1000 --exclude-uid 2000-2999 "
+        "--include-uid root direct://");
     const struct up_options *up = &l.options.up;
-    assert_true(!up->lan && !up->dns_setup && up->kill_switch);
+    assert_true(!up->lan && !up->dns_setup && up->kill_switch && l.options.low_latency);
     assert_int_equal(up->bypass.count, 2);
     assert_int_equal(up->exclude_uids.count, 2);
     assert_int_equal(up->exclude_uids.items[0].last, 1000);
@@ -207,7 +210,9 @@ static void test_run(void **state)
     assert_string_equal(run->argv[4], "--");
     assert_string_equal(run->argv[5], "x");
     assert_null(run->argv[6]);
-    parse_good(&l, "culvert run --netns blue direct://");
+    assert_false(l.options.low_latency);
+    parse_good(&l, "culvert run --netns blue --low-latency direct://");
+    assert_true(l.options.low_latency);
     assert_string_equal(run->netns, "blue");
     assert_null(run->argv);
     parse_good(&l, "culvert run direct:// --pid 4711 --");
@@ -335,6 +340,7 @@ static void test_refused(void **state)
         {"culvert up --exclude-uid nobody-such direct://", "--exclude-uid nobody-such"},
         {"culvert up --tun-fd 3 direct://", "up has no option --tun-fd"},
         {"culvert tun --kill-switch direct://", "tun has no option --kill-switch"},
+        {"culvert serve --low-latency", "serve has no option --low-latency"},
         {"culvert run direct://", "wants a command"},
         {"culvert run direct:// --", "wants a command"},
         {"culvert run direct:// true", "run wants -- between"},
@@ -387,6 +393,7 @@ static void test_refused(void **state)
         {"culvert tun --pipeline sometimes direct://", "--pipeline sometimes: must be on or off"},
         {"culvert tun --no-pipeline=on direct://", "--no-pipeline takes no value"},
         {"culvert tun --allow-loopback=yes direct://", "--allow-loopback takes no value"},
+        {"culvert tun --no-low-latency direct://", "tun has no option --no-low-latency"},
         {"culvert tun --log-level loud direct://", "--log-level loud"},
         {"culvert tun --log-file= direct://", "file name is empty"},
         {"culvert serve --listen 1080", "--listen 1080"},
