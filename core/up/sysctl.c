@@ -8,23 +8,27 @@
 #include <string.h>
 #include <unistd.h>
 
-static int open_setting(const char *path, int flags)
+#include "core/base/kernel_file.h"
+
+enum { FULL_PATH_MAX = SYSCTL_PATH_MAX + 16 };
+
+static int full_path(const char *path, char full[FULL_PATH_MAX])
 {
-    char full[SYSCTL_PATH_MAX + 16];
-    int n = snprintf(full, sizeof(full), "/proc/sys/%s", path);
-    if (n < 0 || (size_t)n >= sizeof(full))
-        return -ENAMETOOLONG;
-    int fd = open(full, flags | O_CLOEXEC);
-    return fd < 0 ? -errno : fd;
+    int n = snprintf(full, FULL_PATH_MAX, "/proc/sys/%s", path);
+    return n < 0 || n >= FULL_PATH_MAX ? -ENAMETOOLONG : 0;
 }
 
 int sysctl_read(const char *path, char value[SYSCTL_VALUE_MAX])
 {
-    int fd = open_setting(path, O_RDONLY);
+    char full[FULL_PATH_MAX];
+    int error = full_path(path, full);
+    if (error < 0)
+        return error;
+    int fd = open(full, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return fd;
+        return -errno;
     ssize_t n = read(fd, value, SYSCTL_VALUE_MAX - 1);
-    int error = n < 0 ? -errno : 0;
+    error = n < 0 ? -errno : 0;
     close(fd);
     if (error < 0)
         return error;
@@ -35,13 +39,9 @@ int sysctl_read(const char *path, char value[SYSCTL_VALUE_MAX])
 
 int sysctl_write(const char *path, const char *value)
 {
-    int fd = open_setting(path, O_WRONLY);
-    if (fd < 0)
-        return fd;
-    ssize_t n = write(fd, value, strlen(value));
-    int error = n < 0 ? -errno : 0;
-    close(fd);
-    return error;
+    char full[FULL_PATH_MAX];
+    int error = full_path(path, full);
+    return error < 0 ? error : kernel_file_write(full, value);
 }
 
 long sysctl_number(const char *path, long fallback)
