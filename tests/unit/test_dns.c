@@ -96,6 +96,7 @@ static void note(void *arg, const uint8_t *answer, size_t len)
 struct asked {
     uint16_t flags, type, class_;
     uint16_t edns; /* UDP size, 0: none */
+    uint8_t edns_version;
     bool dnssec_ok, tcp;
 };
 
@@ -114,7 +115,7 @@ static size_t write_query(uint8_t *buf, const char *name, const struct asked *q)
         writer_u8(&w, 0);
         writer_u16(&w, DNS_TYPE_OPT);
         writer_u16(&w, q->edns);
-        writer_u32(&w, q->dnssec_ok ? 0x8000 : 0);
+        writer_u32(&w, (uint32_t)q->edns_version << 16 | (q->dnssec_ok ? 0x8000 : 0));
         writer_u16(&w, 0);
     }
     return writer_used(&w);
@@ -241,6 +242,21 @@ static void test_edns_is_answered_with_edns(void **state)
     only_address();
     assert_int_equal(got.bytes[11], 1);
     assert_memory_equal(got.bytes + got.len - 11, "\0\0\x29\x04\xd0\0\0\0\0\0\0", 11);
+}
+
+/* RFC 6891, 6.1.3: BADVERS is 16, of which the header has the lower four bits, OPT the others. */
+static void test_edns_of_a_later_version_is_refused(void **state)
+{
+    (void)state;
+    struct asked q = {.type = DNS_TYPE_A, .edns = 4096, .edns_version = 1};
+    for (int tcp = 0; tcp < 2; tcp++) {
+        q.tcp = tcp != 0;
+        assert_null(ask_with("a.test", q));
+        assert_int_equal(got.calls, 1);
+        assert_int_equal(rcode(), 0);
+        assert_int_equal(answers() + authorities(), 0);
+        assert_memory_equal(got.bytes + got.len - 11, "\0\0\x29\x04\xd0\1\0\0\0\0\0", 11);
+    }
 }
 
 static void test_lookup_tells_fake_own_and_real(void **state)
@@ -650,6 +666,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         FAKE(test_addresses_are_answered_from_the_ranges),
         FAKE(test_edns_is_answered_with_edns),
+        FAKE(test_edns_of_a_later_version_is_refused),
         FAKE(test_lookup_tells_fake_own_and_real),
         FAKE(test_https_and_svcb_have_no_data),
         FAKE(test_any_gets_both_addresses),
