@@ -10,9 +10,9 @@
 
 #include <linux/capability.h>
 
+#include "core/run/sandbox.h"
 #include "core/up/nft.h"
 #include "core/up/routing.h"
-#include "core/run/sandbox.h"
 
 enum rules_part {
     RULES_NAMESPACE, /* it was not even possible to try */
@@ -26,11 +26,6 @@ struct rules_finding {
     int error;              /* errno; ENOSYS of TABLE: without libnftables */
     char why[256];          /* what nftables says */
 };
-
-static bool wants_cgroups(const struct options *o)
-{
-    return o->up.include_cgroups.count + o->up.exclude_cgroups.count > 0;
-}
 
 /* 0 or errno. A kernel without IPv6 has nothing to be captured there. */
 static int add_rules(struct route_session *s, const struct options *o, int family)
@@ -72,7 +67,7 @@ static int try_table(const struct options *o, char *why, size_t size)
     const char *problem = NULL;
     char *script = malloc(NFT_SCRIPT_MAX);
     int error = ENOMEM;
-    if (wants_cgroups(o) && !nft_cgroup_mount(mount, sizeof(mount))) {
+    if (nft_wants_cgroups(o) && !nft_cgroup_mount(mount, sizeof(mount))) {
         (void)snprintf(why, size, "cgroup v2 is not mounted here");
         error = EIO;
     } else if (script && nft_compose(&table, script, NFT_SCRIPT_MAX, &problem) > 0) {
@@ -109,7 +104,7 @@ static void judge_table(const struct options *o, struct check_result *r,
     const char *why = f->error == ENOSYS ? "libnftables.so.1 is not installed"
                       : f->why[0]        ? f->why
                                          : strerror(f->error);
-    check_say(r, wants_cgroups(o) ? CHECK_FAIL : CHECK_WARN,
+    check_say(r, nft_wants_cgroups(o) ? CHECK_FAIL : CHECK_WARN,
               "policy rules are taken, nftables is "
               "not there: %s",
               why);

@@ -6,8 +6,8 @@
 #include <unistd.h>
 
 #include "core/base/map.h"
-#include "core/up/nft.h"
 #include "core/command/say.h"
+#include "core/up/nft.h"
 
 /* What is in place. A process has one table. */
 static struct {
@@ -24,11 +24,6 @@ static void add_network(void *arg, const struct cidr *network)
         list->items[list->count++] = *network;
 }
 
-static bool wants_cgroups(const struct options *o)
-{
-    return o->up.include_cgroups.count > 0 || o->up.exclude_cgroups.count > 0;
-}
-
 /* The script, to be freed; NULL: the user has been told. */
 static char *compose(struct route_session *s, const struct options *o, const char *device,
                      bool owned)
@@ -38,7 +33,7 @@ static char *compose(struct route_session *s, const struct options *o, const cha
     struct network_list *networks = calloc(1, sizeof(*networks));
     char *script = malloc(NFT_SCRIPT_MAX);
     size_t len = 0;
-    if (wants_cgroups(o) && !nft_cgroup_mount(mount, sizeof(mount))) {
+    if (nft_wants_cgroups(o) && !nft_cgroup_mount(mount, sizeof(mount))) {
         say("--include-cgroup and --exclude-cgroup need cgroup v2, which is not mounted here");
     } else if (networks && script) {
         if (o->up.kill_switch && o->up.lan)
@@ -69,7 +64,7 @@ static char *compose(struct route_session *s, const struct options *o, const cha
 static bool explain(const struct options *o, int error, const char *why)
 {
     const char *reason = error == -ENOSYS ? "libnftables.so.1 is not installed" : why;
-    if (wants_cgroups(o)) {
+    if (nft_wants_cgroups(o)) {
         say("cgroups cannot be matched on this machine: %s", reason);
         return false;
     }

@@ -18,6 +18,11 @@ static const char cgroup_root[] = "/sys/fs/cgroup";
 
 /* --- cgroups ---------------------------------------------------------------------------------- */
 
+bool nft_wants_cgroups(const struct options *o)
+{
+    return o->up.include_cgroups.count > 0 || o->up.exclude_cgroups.count > 0;
+}
+
 bool nft_cgroup_mount(char *out, size_t size)
 {
     FILE *mounts = fopen("/proc/self/mounts", "re");
@@ -93,12 +98,15 @@ __attribute__((format(printf, 2, 3))) static void put(struct script *s, const ch
         s->used += (size_t)n;
 }
 
-static void put_users(struct script *s, const struct uid_list *users)
+/* A line that says what becomes of these users' packets; none where nobody is named. */
+static void put_users(struct script *s, const struct uid_list *users, const char *verdict)
 {
-    put(s, "meta skuid { ");
+    if (users->count == 0)
+        return;
+    put(s, "    meta skuid { ");
     for (size_t i = 0; i < users->count; i++)
         put(s, "%s%u-%u", i ? ", " : "", users->items[i].first, users->items[i].last);
-    put(s, " } ");
+    put(s, " } %s\n", verdict);
 }
 
 static void put_range(struct script *s, const struct cidr *range)
@@ -119,18 +127,10 @@ static void put_sources(struct script *s, const struct options *o, const char *d
     put(s, "    meta mark 0x%x accept\n", ANSWER);
     if (up->exclude_cgroups.count > 0)
         put(s, "    meta mark 0x%x accept\n", (unsigned)ROUTING_MARK_EXCLUDED);
-    if (up->exclude_uids.count > 0) {
-        put(s, "    ");
-        put_users(s, &up->exclude_uids);
-        put(s, "accept\n");
-    }
+    put_users(s, &up->exclude_uids, "accept");
     if (up->include_uids.count == 0 && up->include_cgroups.count == 0)
         return;
-    if (up->include_uids.count > 0) {
-        put(s, "    ");
-        put_users(s, &up->include_uids);
-        put(s, "goto captured\n");
-    }
+    put_users(s, &up->include_uids, "goto captured");
     if (up->include_cgroups.count > 0)
         put(s, "    meta mark 0x%x goto captured\n", (unsigned)ROUTING_MARK_INCLUDED);
     put(s, "    accept\n");
@@ -141,18 +141,10 @@ static void put_fake_gate(struct script *s, const struct options *o)
 {
     const struct up_options *up = &o->up;
     put(s, "  chain fake {\n    meta mark 0x%x reject\n", o->outbound.mark);
-    if (up->exclude_uids.count > 0) {
-        put(s, "    ");
-        put_users(s, &up->exclude_uids);
-        put(s, "reject\n");
-    }
+    put_users(s, &up->exclude_uids, "reject");
     if (up->include_cgroups.count > 0)
         put(s, "    meta mark 0x%x accept\n", (unsigned)ROUTING_MARK_INCLUDED);
-    if (up->include_uids.count > 0) {
-        put(s, "    ");
-        put_users(s, &up->include_uids);
-        put(s, "accept\n");
-    }
+    put_users(s, &up->include_uids, "accept");
     if (up->include_cgroups.count > 0 || up->include_uids.count > 0)
         put(s, "    reject\n");
     put(s, "  }\n");
@@ -212,7 +204,7 @@ static bool put_cgroups(struct script *s, const struct options *o, const char *d
                         const char *mount, const char **problem)
 {
     const struct up_options *up = &o->up;
-    if (up->include_cgroups.count == 0 && up->exclude_cgroups.count == 0)
+    if (!nft_wants_cgroups(o))
         return true;
     put(s, "  chain cgroups {\n    type route hook output priority mangle; policy accept;\n");
     put(s, "    meta mark { 0x%x, 0x%x } accept\n", o->outbound.mark, ANSWER);
@@ -231,8 +223,7 @@ static bool put_cgroups(struct script *s, const struct options *o, const char *d
     return true;
 }
 
-/* --- answers (core/up/answers.h) ---------------------------------------------------------------
- */
+/* --- answers (core/up/answers.h) -------------------------------------------------------------- */
 
 static void put_connection(struct script *s, const struct connection *c, const char *separator)
 {
@@ -301,8 +292,7 @@ static void put_answers(struct script *s, const struct nft_table *t)
     put(s, "  }\n");
 }
 
-/* --- the whole ----------------------------------------------------------------------------------
- */
+/* --- the whole -------------------------------------------------------------------------------- */
 
 size_t nft_compose(const struct nft_table *t, char *out, size_t size, const char **problem)
 {

@@ -25,6 +25,9 @@ struct network_list {
     size_t count;
 };
 
+/* Do these options tell packets by their cgroups? */
+bool nft_wants_cgroups(const struct options *o);
+
 /* A cgroup as nftables wants it. */
 struct nft_cgroup {
     char path[256]; /* below /sys/fs/cgroup */
