@@ -9,9 +9,9 @@
 #include "core/command/commands.h"
 #include "core/command/options.h"
 #include "core/command/proxy_variables.h"
+#include "core/command/say.h"
 #include "core/command/secrets.h"
 #include "core/worker/process.h"
-#include "core/command/say.h"
 
 /*
  * A closed stdin, stdout or stderr must not become the number of a socket or of the device. What

@@ -1,8 +1,8 @@
 /*
  * The server's half of SOCKS5 (RFC 1928, RFC 1929), sans-I/O, for `culvert serve` and for tests.
  *
- *   GREETING --method--> [AUTH] --> REQUEST --> READY (the caller acts on it, then replies) -->
- * REPLIED
+ *   GREETING --method--> [AUTH] --> REQUEST --> READY (the caller acts on it)
+ *                                                 `--reply--> REPLIED
  *
  * A peer that breaks the protocol brings it to FAILED; what is still in the output (a refusal)
  * is to be sent before closing.

@@ -24,8 +24,7 @@ enum packet_drop {
     PACKET_DROP_ADDRESS,   /* source or destination can't be: multicast, broadcast, link-local,
                               unspecified, loopback, IPv4-mapped */
     PACKET_DROP_PROTOCOL,  /* neither TCP, UDP nor an echo request */
-    PACKET_DROP_TRANSPORT, /* TCP/UDP header that makes no sense (offset, options, lengths, port 0)
-                            */
+    PACKET_DROP_TRANSPORT, /* TCP/UDP header makes no sense: offset, options, lengths, port 0 */
     PACKET_DROP_OFFLOAD,   /* a vnet header that does not fit its packet */
     PACKET_DROP_COUNT,
 };
@@ -55,8 +54,8 @@ void packet_parse(const struct packet *p, struct packet_info *out);
  * Chunks but the last must be of even length.
  */
 uint64_t packet_sum(const void *bytes, size_t len, uint64_t sum);
-uint16_t
-packet_sum_fold(uint64_t sum); /* folded, host order of the two wire bytes; not complemented */
+/* Folded, host order of the two wire bytes; not complemented. */
+uint16_t packet_sum_fold(uint64_t sum);
 /* Sum of the pseudo-header (RFC 9293 3.1, RFC 8200 8.1) for a transport of `len` bytes. */
 uint64_t packet_pseudo_sum(const struct addr *src, const struct addr *dst, uint8_t protocol,
                            size_t len);

@@ -213,9 +213,9 @@ void reassembly_input(struct stack *s, const uint8_t *ip, const struct packet_in
     if (d == NULL || !fits(d, &p))
         return;
     add(d, &p, ip);
+    /* No packet is longer: the first fragment's header was larger than the others'. */
     if (d->header_len + d->end > 65535u + (addr_is_v4(&p.key.dst) ? 0 : 40))
-        forget(s,
-               d); /* no packet is that long: the first fragment's header was larger than others' */
+        forget(s, d);
     else if (d->header_len > 0 && d->end > 0 && d->received == d->end)
         complete(s, d, info->protocol);
 }

@@ -101,8 +101,7 @@ static int command(struct route_session *s, struct nlmsghdr *request)
     return error->error;
 }
 
-/* In a buffer of REQUEST_SIZE bytes, zeroed: libmnl leaves the padding between attributes as it is.
- */
+/* `buffer`: REQUEST_SIZE bytes. Zeroed: libmnl leaves the padding between attributes as it is. */
 static struct nlmsghdr *begin(char *buffer, uint16_t type, uint16_t flags)
 {
     memset(buffer, 0, REQUEST_SIZE);

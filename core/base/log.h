@@ -32,8 +32,7 @@ int log_descriptor(void);
  */
 size_t log_escape(char *out, size_t size, const char *text);
 
-/* One line without its newline. A full disk or a closed stderr loses the line, never the process.
- */
+/* One line without its newline. A full disk or a closed stderr loses it, never the process. */
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #define log_error(...) log_write(LOG_LEVEL_ERROR, __VA_ARGS__)

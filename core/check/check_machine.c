@@ -17,9 +17,9 @@
 
 #include <linux/capability.h>
 
+#include "core/command/tun_setup.h"
 #include "core/run/sandbox.h"
 #include "core/up/sysctl.h"
-#include "core/command/tun_setup.h"
 
 static const char tun_path[] = "/dev/net/tun";
 

@@ -4,10 +4,10 @@
 #ifndef CULVERT_CHECK_PARTS_H
 #define CULVERT_CHECK_PARTS_H
 
-#include "core/proxy/attempt.h"
 #include "core/check/check.h"
-#include "core/proxy/proxy.h"
 #include "core/check/stun.h"
+#include "core/proxy/attempt.h"
+#include "core/proxy/proxy.h"
 
 /* A STUN server and what it said. */
 struct check_stun {

@@ -4,8 +4,8 @@
 #include <errno.h>
 #include <string.h>
 
-#include "core/up/resolvconf.h"
 #include "core/command/say.h"
+#include "core/up/resolvconf.h"
 #include "core/up/up_state.h"
 
 static int explain_lock(int error, pid_t holder)

@@ -8,7 +8,7 @@
  *      sign for browsers to keep using this resolver), and every other name has an address of
  *      each family that has a range; ANY gets those (RFC 8482 allows a selection). Names below
  *      arpa describe the network (ipv4only.arpa: is there NAT64?) and are no hosts, but for
- * home.arpa
+ *      those below home.arpa
  *   4. the cache
  *   5. the server, through the proxy
  */
@@ -23,8 +23,7 @@
 #include "core/dns/fakedns.h"
 
 enum {
-    LOCAL_TTL =
-        10, /* seconds: what a client remembers is soon asked for again, and so stays known */
+    LOCAL_TTL = 10, /* seconds: what a client remembers is soon asked for again, so stays known */
     CACHE_ANSWERS = 4096,
     CACHE_BYTES = 2 << 20,
     UDP_PAYLOAD_MAX = 65507, /* an IPv4 datagram's, bytes */

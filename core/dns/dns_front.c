@@ -11,8 +11,8 @@
  *
  *   HELD     conn_accept() is due
  *   OPEN     messages are read as they come and answered as the answers come, in any order
- *   CLOSING  our FIN is out: what the client sends now is answered with a reset, so that it asks
- * anew (over)   let go of by the stack, freed at the turn's end
+ *   CLOSING  our FIN is out: what the client sends now is answered with a reset: it asks anew
+ *   (over)   let go of by the stack, freed at the turn's end
  *
  * What a client can make us keep is bounded: SESSIONS_MAX sessions (the one idle longest gives
  * way), one query half read each, SESSION_ASKS_MAX queries unanswered and SESSION_OUT_MAX bytes of
@@ -53,7 +53,7 @@ struct datagram_ask {
     struct link link; /* dns_front.datagram_asks */
     struct dns_front *front;
     struct endpoint src, dst;
-    struct dns_query *query;
+    struct dns_query *query; /* NULL within dns_ask(), whose caller frees the ask then */
 };
 
 enum session_state { SESSION_HELD, SESSION_OPEN, SESSION_CLOSING, SESSION_OVER };

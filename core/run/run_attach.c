@@ -21,9 +21,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "core/worker/process.h"
-#include "core/run/sandbox.h"
 #include "core/command/say.h"
+#include "core/run/sandbox.h"
+#include "core/worker/process.h"
 #include "core/worker/tunnel.h"
 
 enum { NAMESPACE_TEXT_MAX = 320 };

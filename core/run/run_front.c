@@ -64,8 +64,7 @@ void run_block_signals(sigset_t *old)
     (void)sigprocmask(SIG_BLOCK, &set, old);
 }
 
-/* --- other processes, through proc(5) ----------------------------------------------------------
- */
+/* --- other processes, through proc(5) --------------------------------------------------------- */
 
 /* State and parent of a process. False: it has gone. */
 static bool look_at(pid_t pid, char *state, pid_t *parent)

@@ -16,9 +16,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "core/worker/process.h"
 #include "core/command/proxy_variables.h"
 #include "core/command/say.h"
+#include "core/worker/process.h"
 #include "core/worker/tunnel.h"
 
 static volatile pid_t reaper; /* 0: none, or collected */

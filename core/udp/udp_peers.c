@@ -1,9 +1,10 @@
 #include "core/udp/udp_peers.h"
-#include "core/base/memory.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+
+#include "core/base/memory.h"
 
 void udp_peers_init(struct udp_peers *p, struct dns *dns)
 {

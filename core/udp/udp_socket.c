@@ -17,7 +17,6 @@
  * socket with much to read cannot keep the others waiting.
  */
 #include "core/udp/udp_socket.h"
-#include "core/base/memory.h"
 
 #include <errno.h>
 #include <netinet/in.h>
@@ -27,6 +26,8 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "core/base/memory.h"
 
 enum {
     UNITS_MAX = 256,       /* datagrams gathered at most */

@@ -22,7 +22,7 @@ struct walk {
     int error; /* the first */
 };
 
-static bool is_group(const char *interface)
+static bool is_left_alone(const char *interface)
 {
     return strcmp(interface, "all") == 0 || strcmp(interface, "lo") == 0;
 }
@@ -38,7 +38,7 @@ static void forward_v4(void *arg, const char *interface)
     struct walk *w = arg;
     char path[SYSCTL_PATH_MAX];
     (void)snprintf(path, sizeof(path), "net/ipv4/conf/%s/forwarding", interface);
-    if (!is_group(interface))
+    if (!is_left_alone(interface))
         keep(w, sysctl_change(w->journal, path, "1"));
 }
 

@@ -4,8 +4,8 @@
 #ifndef CULVERT_LEAK_GUARD_H
 #define CULVERT_LEAK_GUARD_H
 
-#include "core/up/journal.h"
 #include "core/command/options.h"
+#include "core/up/journal.h"
 #include "stack/route.h"
 
 /*

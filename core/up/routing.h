@@ -10,10 +10,11 @@
  *   table    culvert's own table, of number `base`, whose one default route leads into the device
  *
  *   base+0    our mark, the excluded cgroups', answers'    -> DIRECT  core/up/answers.h
- *   base+2    from the device's own address                -> table   reverse path checks, above
- * all base+3    forwarded packets                            -> DIRECT  (--gateway: CAPTURE) base+4
- * excluded users                               -> DIRECT base+5    included users, included
- * cgroups' mark       -> CAPTURE base+7    where some are included: everyone else       -> DIRECT
+ *   base+2    from the device's own address                -> table   for reverse path checks
+ *   base+3    forwarded packets                            -> DIRECT  (--gateway: CAPTURE)
+ *   base+4    excluded users                               -> DIRECT
+ *   base+5    included users, included cgroups' mark       -> CAPTURE
+ *   base+7    where some are included: everyone else       -> DIRECT
  *   base+20   CAPTURE
  *   base+21   to port 53, UDP and TCP                      -> table   on-link resolvers too
  *   base+22   --bypass; multicast, limited broadcast       -> DIRECT
@@ -51,8 +52,7 @@ enum {
     ROUTING_MARK = 0x63756c76, /* our sockets' mark where --mark gives none */
 };
 
-/* The marks that nftables gives, next to our own: to the sockets of cgroups, and core/up/answers.h.
- */
+/* The marks that nftables gives, next to our own: to cgroups' sockets, and core/up/answers.h. */
 enum {
     ROUTING_MARK_EXCLUDED = 0x63756c78,
     ROUTING_MARK_INCLUDED = 0x63756c69,

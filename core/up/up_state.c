@@ -11,12 +11,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/command/say.h"
 #include "core/up/journal.h"
 #include "core/up/leak_guard.h"
 #include "core/up/resolvconf.h"
 #include "core/up/resolved.h"
 #include "core/up/routing.h"
-#include "core/command/say.h"
 #include "core/up/sysctl.h"
 #include "stack/link.h"
 

@@ -8,8 +8,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "core/up/leak_guard.h"
 #include "core/command/say.h"
+#include "core/up/leak_guard.h"
 
 enum { SETTLE_MS = 100 }; /* changes of routes and files come in bursts */
 

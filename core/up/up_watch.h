@@ -12,11 +12,11 @@
 #ifndef CULVERT_UP_WATCH_H
 #define CULVERT_UP_WATCH_H
 
-#include "core/up/journal.h"
 #include "core/command/options.h"
+#include "core/command/tun_setup.h"
+#include "core/up/journal.h"
 #include "core/up/resolvconf.h"
 #include "core/up/routing.h"
-#include "core/command/tun_setup.h"
 #include "core/up/up_state.h"
 #include "core/worker/tunnel.h"
 
