@@ -1,8 +1,9 @@
 /*
  * `culvert up`: the machine's traffic through the proxy, and everything back in the end.
  *
- *   lock -> undo what a killed one left -> device -> workers -> nftables -> rules -> resolver ->
- * ready stop:  journal replayed backwards -> workers -> device
+ *   start:  lock -> undo what a killed one left -> device -> workers -> nftables -> rules
+ *           -> resolver -> ready
+ *   stop:   journal replayed backwards -> workers -> device
  *
  * This process keeps what needs privilege and watches (core/up/up_watch.h); the workers are
  * children that die with it. Each change is journalled before it is made (core/up/journal.h), and
@@ -143,16 +144,6 @@ static bool take_over_block(struct up *up)
 static bool forward(struct up *up)
 {
     return !up->options.up.gateway || gateway_open(up->journal);
-}
-
-/* What programs are to ask: an address that leads into the tunnel, where port 53 is answered. */
-static struct addr resolver_address(const struct options *o)
-{
-    if (o->dns == DNS_RELAY || o->addresses.count == 0)
-        return o->dns_server.addr;
-    struct addr a = o->addresses.items[0].addr;
-    a.bytes[15] ^= 3; /* 198.18.0.1 -> .2: another host of the same range */
-    return a;
 }
 
 static bool captures_some(const struct options *o)
@@ -353,7 +344,7 @@ static void fill_options(struct up *up, const struct options *given)
     o->resolver_conf = up->state.resolver;
     (void)snprintf(up->resolvconf.path, sizeof(up->resolvconf.path), "%s", RESOLVCONF_DEFAULT);
     (void)snprintf(up->resolvconf.copy, sizeof(up->resolvconf.copy), "%s", up->state.resolver);
-    up->resolvconf.server = resolver_address(o);
+    up->resolvconf.server = tun_setup_resolver(o);
 }
 
 static int run(struct up *up)

@@ -273,3 +273,16 @@ const char *tun_setup_offload(const struct device_caps *caps)
         return "csum";
     return caps->uso ? "csum,tso,uso" : "csum,tso";
 }
+
+struct addr tun_setup_resolver(const struct options *o)
+{
+    if (o->dns == DNS_RELAY || o->addresses.count == 0)
+        return o->dns_server.addr;
+    struct addr a = o->addresses.items[0].addr;
+    a.bytes[15] ^= 3; /* 198.18.0.1 -> .2 */
+    for (size_t i = 1; i < o->addresses.count; i++) {
+        if (addr_equal(&a, &o->addresses.items[i].addr))
+            return o->dns_server.addr;
+    }
+    return a;
+}

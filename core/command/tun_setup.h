@@ -28,6 +28,12 @@ bool tun_setup_open(struct tun_setup *s);
 /* The reverse of tun_setup_open(), as far as it came; closes the device. */
 void tun_setup_undo(struct tun_setup *s);
 
+/*
+ * What programs are to ask as their resolver. Where port 53 is answered here any address beyond the
+ * device will do: it is one of the device's own range that is not the device's.
+ */
+struct addr tun_setup_resolver(const struct options *o);
+
 /* The offloads in words: "none", "csum", "csum,tso", "csum,tso,uso". */
 const char *tun_setup_offload(const struct device_caps *caps);
 

@@ -36,6 +36,7 @@
 #include <linux/capability.h>
 
 #include "core/command/say.h"
+#include "core/command/tun_setup.h"
 #include "core/up/sysctl.h"
 #include "core/worker/id_map.h"
 #include "stack/link.h"
@@ -219,27 +220,10 @@ static bool mask(const char *path)
            cannot_mount(path);
 }
 
-/*
- * What programs are to ask. Where port 53 is answered here any address beyond the device will do;
- * it is one of the device's own range that is not the device's.
- */
-static struct addr resolver_address(const struct options *o)
-{
-    if (o->dns == DNS_RELAY || o->addresses.count == 0)
-        return o->dns_server.addr;
-    struct addr a = o->addresses.items[0].addr;
-    a.bytes[15] ^= 3; /* 198.18.0.1 -> .2 */
-    for (size_t i = 1; i < o->addresses.count; i++) {
-        if (addr_equal(&a, &o->addresses.items[i].addr))
-            return o->dns_server.addr;
-    }
-    return a;
-}
-
 static bool write_resolv_conf(const char *path, const struct options *o)
 {
     char text[ADDR_TEXT_MAX];
-    struct addr a = resolver_address(o);
+    struct addr a = tun_setup_resolver(o);
     int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
     bool written = fd >= 0 && dprintf(fd, "nameserver %s\n", addr_format(&a, text)) > 0;
     if (fd >= 0)
