@@ -6,6 +6,7 @@
 
 #include "core/base/cursor.h"
 #include "core/base/memory.h"
+#include "stack/bytes.h"
 #include "stack/internal.h"
 
 enum { TCP_FIN_BIT = 1, TCP_SYN_BIT = 2, TCP_RST_BIT = 4, TCP_ACK_BIT = 16 };
@@ -134,11 +135,6 @@ void aftermath_add_time_wait(struct stack *s, const struct endpoint *src,
 
 /* --- segments without a connection ------------------------------------------------------------ */
 
-static uint32_t load_u32(const uint8_t *p)
-{
-    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-}
-
 /* IP and TCP headers of a bare segment from `src` to `dst`; returns where the TCP header begins. */
 static size_t write_headers(uint8_t out[IP_TCP_HEADER_MAX], const struct endpoint *src,
                             const struct endpoint *dst, uint32_t seq, uint32_t ack, uint8_t flags)
@@ -175,8 +171,7 @@ static void send_bare(struct stack *s, const struct endpoint *src, const struct 
 {
     uint8_t bytes[IP_TCP_HEADER_MAX];
     size_t ip_len = write_headers(bytes, src, dst, seq, ack, flags);
-    bytes[ip_len + 14] = (uint8_t)(window >> 8);
-    bytes[ip_len + 15] = (uint8_t)window;
+    put_u16(bytes + ip_len + 14, window);
     size_t len = ip_len + TCP_HEADER_LEN;
     struct iovec iov[2] = {{0}, {.iov_base = bytes, .iov_len = len}};
     output_tcp(s->device, iov, 2, len, 536);
@@ -188,11 +183,11 @@ void aftermath_send_reset(struct stack *s, const uint8_t *ip, const struct packe
         return;
     const uint8_t *tcp = ip + info->ip_header_len;
     if (info->tcp_flags & TCP_ACK_BIT) {
-        send_bare(s, &info->dst, &info->src, load_u32(tcp + 8), 0, TCP_RST_BIT, 0);
+        send_bare(s, &info->dst, &info->src, get_u32(tcp + 8), 0, TCP_RST_BIT, 0);
         return;
     }
     size_t payload = info->len - info->ip_header_len - info->transport_header_len;
-    uint32_t ack = load_u32(tcp + 4) + (uint32_t)payload;
+    uint32_t ack = get_u32(tcp + 4) + (uint32_t)payload;
     ack += (info->tcp_flags & TCP_SYN_BIT) != 0;
     ack += (info->tcp_flags & TCP_FIN_BIT) != 0;
     send_bare(s, &info->dst, &info->src, 0, ack, TCP_RST_BIT | TCP_ACK_BIT, 0);
@@ -242,7 +237,7 @@ void aftermath_refuse(struct stack *s, const uint8_t *ip, const struct packet_in
         e = add(s, &t, true);
     struct lingering *what = e ? e : &temporary;
     what->how = (uint8_t)how;
-    what->rcv_nxt = load_u32(ip + info->ip_header_len + 4) + 1;
+    what->rcv_nxt = get_u32(ip + info->ip_header_len + 4) + 1;
     what->quote_len = (uint8_t)(info->len < AFTERMATH_QUOTE_MAX ? info->len : AFTERMATH_QUOTE_MAX);
     memcpy(what->quote, ip, what->quote_len);
     say(s, what);
@@ -254,7 +249,7 @@ void aftermath_refuse(struct stack *s, const uint8_t *ip, const struct packet_in
 static bool input_time_wait(struct stack *s, struct lingering *e, const uint8_t *ip,
                             const struct packet_info *info)
 {
-    uint32_t seq = load_u32(ip + info->ip_header_len + 4);
+    uint32_t seq = get_u32(ip + info->ip_header_len + 4);
     if (info->tcp_flags & TCP_RST_BIT)
         return true; /* RFC 1337: no assassination */
     if ((info->tcp_flags & (TCP_SYN_BIT | TCP_ACK_BIT)) == TCP_SYN_BIT &&
@@ -279,7 +274,7 @@ bool aftermath_input(struct stack *s, const uint8_t *ip, const struct packet_inf
     }
     bool syn = (info->tcp_flags & (TCP_SYN_BIT | TCP_ACK_BIT | TCP_RST_BIT)) == TCP_SYN_BIT;
     if (e->refused) {
-        if (syn && load_u32(ip + info->ip_header_len + 4) + 1 == e->rcv_nxt) {
+        if (syn && get_u32(ip + info->ip_header_len + 4) + 1 == e->rcv_nxt) {
             say(s, e);
             return true;
         }

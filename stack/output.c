@@ -24,6 +24,8 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "stack/bytes.h"
+
 enum {
     IPV4_HEADER_LEN = 20,
     IPV6_HEADER_LEN = 40,
@@ -44,28 +46,6 @@ enum {
 };
 
 enum { TCP_FLAG_FIN = 0x01, TCP_FLAG_PSH = 0x08, TCP_FLAG_CWR = 0x80 };
-
-static void put_u16(uint8_t *at, size_t value)
-{
-    at[0] = (uint8_t)(value >> 8);
-    at[1] = (uint8_t)value;
-}
-
-static void put_u32(uint8_t *at, uint32_t value)
-{
-    put_u16(at, value >> 16);
-    put_u16(at + 2, value & 0xffff);
-}
-
-static uint16_t get_u16(const uint8_t *at)
-{
-    return (uint16_t)(at[0] << 8 | at[1]);
-}
-
-static uint32_t get_u32(const uint8_t *at)
-{
-    return (uint32_t)get_u16(at) << 16 | get_u16(at + 2);
-}
 
 static size_t smaller(size_t a, size_t b)
 {

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "core/base/cursor.h"
+#include "stack/bytes.h"
 
 enum {
     IPV4_HEADER_LEN = 20,
@@ -21,12 +22,6 @@ enum {
     ICMP_ERROR_V4_MAX = 576,
     ICMP_ERROR_V6_MAX = PACKET_ICMP_ERROR_MAX,
 };
-
-static void put_u16(uint8_t *at, uint16_t value)
-{
-    at[0] = (uint8_t)(value >> 8);
-    at[1] = (uint8_t)value;
-}
 
 /* An IPv4 header without options, id 0, fragmentation allowed, with its checksum. */
 static void write_ipv4_header(struct writer *w, const struct addr *src, const struct addr *dst,

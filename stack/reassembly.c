@@ -17,6 +17,7 @@
 
 #include "core/base/cursor.h"
 #include "core/base/memory.h"
+#include "stack/bytes.h"
 #include "stack/internal.h"
 
 enum {
@@ -154,12 +155,6 @@ static void add(struct datagram *d, const struct place *p, const uint8_t *ip)
         d->header_len = p->header_len;
         memcpy(payload - p->header_len, ip, p->header_len);
     }
-}
-
-static void put_u16(uint8_t *at, size_t value)
-{
-    at[0] = (uint8_t)(value >> 8);
-    at[1] = (uint8_t)value;
 }
 
 /* As if it had never been fragmented: length, no offset, a right sum. */

@@ -39,6 +39,7 @@
 #include "lwip_hooks.h"
 #include "lwip/priv/tcp_priv.h"
 #include "lwip/tcp.h"
+#include "stack/bytes.h"
 #include "stack/internal.h"
 
 enum conn_state { CONN_STATE_HELD, CONN_STATE_ACCEPTED, CONN_STATE_OPEN, CONN_STATE_OVER };
@@ -285,20 +286,15 @@ static void open_conn(struct stack *s, const uint8_t *ip, const struct packet_in
         conn_end(s, c, CONN_RESET);
 }
 
-static uint32_t load_u32(const uint8_t *p)
-{
-    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-}
-
 static uint32_t held_seq(const struct conn *c)
 {
-    return load_u32((const uint8_t *)c->held_syn->payload + c->held_ip_len + 4);
+    return get_u32((const uint8_t *)c->held_syn->payload + c->held_ip_len + 4);
 }
 
 static void input_held(struct stack *s, struct conn *c, const uint8_t *ip,
                        const struct packet_info *info)
 {
-    uint32_t seq = load_u32(ip + info->ip_header_len + 4);
+    uint32_t seq = get_u32(ip + info->ip_header_len + 4);
     if (info->tcp_flags & TCP_RST) {
         if (seq == held_seq(c) || seq == held_seq(c) + 1)
             conn_end(s, c, CONN_RESET);
@@ -320,7 +316,7 @@ static bool acknowledges_nonsense(const struct conn *c, const uint8_t *ip,
     const struct tcp_pcb *pcb = c->pcb;
     if (pcb == NULL || pcb->state < ESTABLISHED || info->tcp_flags & TCP_RST)
         return false;
-    uint32_t ack = load_u32(ip + info->ip_header_len + 8);
+    uint32_t ack = get_u32(ip + info->ip_header_len + 8);
     return pcb->snd_nxt - ack > pcb->snd_nxt - pcb->lastack + pcb->snd_wnd_max;
 }
 
