@@ -2,9 +2,11 @@
  * Reassembly of IP fragments (RFC 791 3.2, RFC 8200 4.5).
  *
  * lwIP could do it, but counts what it puts together in 16 bits, headers included, which loses
- * the longest IPv6 datagrams; and it holds each fragment in a buffer of its own. Here a datagram is
- * put together where it will be read from: its payload grows in one receive buffer, a bit for
- * each unit of 8 bytes says what is there, and the header is that of the first fragment.
+ * the longest IPv6 datagrams; it chains fragments that lie past a datagram's end, and keeps IPv6
+ * datagrams of whose fragments it took none (2.2.1); and it holds each fragment in a buffer of its
+ * own. Here a datagram is put together where it will be read from: its payload grows in one receive
+ * buffer, a bit for each unit of 8 bytes says what is there, and the header is that of the first
+ * fragment.
  *
  * What packet_parse() has looked at need not be looked at again: a fragment is of a length that
  * fits, and what it is a part of begins with a transport header. A fragment that overlaps what is
