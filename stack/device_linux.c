@@ -45,6 +45,7 @@ enum {
     VNET_HEADER_LEN = sizeof(struct virtio_net_hdr),
     VNET_HEADER_MAX = 32, /* what stack/device.h leaves for it */
     MTU_DEFAULT = 1500,
+    GATHER_MAX = 2048, /* bytes, vnet header included */
 };
 static_assert(sizeof(struct virtio_net_hdr) == 10, "as the kernel has it");
 static_assert((int)VNET_HEADER_MAX <= (int)PACKET_HEADROOM, "the header fits before the packet");
@@ -201,6 +202,23 @@ static int tun_read(struct device *d, struct packet *batch, size_t count)
     return (int)n;
 }
 
+/*
+ * Small packets are gathered here: each piece of a writev() costs the kernel more, to take in its
+ * address and to copy it by itself, than it costs us to copy such a packet.
+ */
+static ssize_t write_gathered(int fd, const struct iovec *iov, int count)
+{
+    uint8_t packet[GATHER_MAX];
+    size_t len = 0;
+    for (int i = 0; i < count; i++) {
+        if (iov[i].iov_len > sizeof(packet) - len)
+            return writev(fd, iov, count);
+        memcpy(packet + len, iov[i].iov_base, iov[i].iov_len);
+        len += iov[i].iov_len;
+    }
+    return write(fd, packet, len);
+}
+
 /* EIO says that the link is down: as with any card without a cable, the packet is lost. */
 static int tun_write(struct device *d, struct iovec *iov, int iov_count,
                      const struct offload *offload)
@@ -216,7 +234,7 @@ static int tun_write(struct device *d, struct iovec *iov, int iov_count,
     }
     ssize_t n;
     do
-        n = writev(d->fd, iov, iov_count);
+        n = write_gathered(d->fd, iov, iov_count);
     while (n < 0 && errno == EINTR);
     if (n >= 0)
         return 0;
