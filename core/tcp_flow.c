@@ -287,8 +287,7 @@ static void await_room(struct tcp_flow *f)
 /* One gathered send. Returns false when the flow has ended, or the socket takes no more. */
 static bool send_up(struct tcp_flow *f, struct iovec *iov, int count)
 {
-    struct msghdr message = {.msg_iov = iov, .msg_iovlen = (size_t)count};
-    ssize_t sent = sendmsg(f->fd, &message, MSG_NOSIGNAL);
+    ssize_t sent = outbound_send(f->fd, iov, count);
     if (sent < 0 && errno == EINTR)
         return true;
     if (sent < 0 && (errno == EAGAIN || errno == ENOBUFS)) {

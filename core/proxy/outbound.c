@@ -39,6 +39,14 @@ int outbound_open_inner(const struct outbound_options *options, int family)
     return fd < 0 ? -errno : fd;
 }
 
+ssize_t outbound_send(int fd, const struct iovec *iov, int count)
+{
+    if (count == 1)
+        return send(fd, iov->iov_base, iov->iov_len, MSG_NOSIGNAL);
+    struct msghdr message = {.msg_iov = (struct iovec *)iov, .msg_iovlen = (size_t)count};
+    return sendmsg(fd, &message, MSG_NOSIGNAL);
+}
+
 static bool read_memory(int fd, uint32_t info[SK_MEMINFO_VARS])
 {
     socklen_t len = SK_MEMINFO_VARS * sizeof info[0];

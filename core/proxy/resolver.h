@@ -35,6 +35,11 @@ int outbound_prepare_socket(int fd, const struct outbound_options *options);
  */
 void outbound_keep_alive(int fd);
 /*
+ * One gathered send to the stream socket `fd`: how many bytes it took, or -1 with errno. Of a
+ * single piece, as in small exchanges, it is send(2), which costs them less than sendmsg(2).
+ */
+ssize_t outbound_send(int fd, const struct iovec *iov, int count);
+/*
  * How many bytes the TCP socket `fd` would take at once, less a sixteenth for what the kernel needs
  * to keep them, and less still where TCP's memory runs short. A kernel that does not tell (before
  * 4.12): UINT32_MAX.
