@@ -216,7 +216,6 @@ static void on_dialled(void *arg, const struct dial_result *result)
         close_session(s, true);
         return;
     }
-    outbound_keep_alive(result->fd);
     set_state(s, SESSION_RELAYING);
     forget_machine(s);
 }

@@ -23,6 +23,7 @@ struct relay_end {
     bool writable;     /* false: the socket's buffer is full, its turn is waited for */
     bool watch_write;  /* writability is watched: the socket's buffer was full once */
     bool drain;        /* a FIN is due: a short read is not the end of what comes */
+    bool keep_alive;   /* outbound_keep_alive() is owed */
     struct link doubt; /* in the pool's list of those that may have an error unheard of */
     uint64_t doubted_ms;
 };
@@ -81,8 +82,9 @@ int relay_early_error(const struct relay *r);
 /* Bytes to be sent in front of all others; before relay_run(). 0 or -ENOMEM. */
 int relay_push(struct relay *r, unsigned way, const void *bytes, size_t len);
 /*
- * The second end: relay from now on. Consumes `fd` in any case. `over` is called once, not before
- * this returns. 0, or -errno: then it is not called and relay_close() is the caller's.
+ * The second end: relay from now on, with keep-alives if it lasts. Consumes `fd` in any case.
+ * `over` is called once, not before this returns. 0, or -errno: then it is not called and
+ * relay_close() is the caller's.
  */
 int relay_run(struct relay *r, int fd);
 /* Close both ends; `reset`: by RST. Harmless when already closed. `over` will not be called. */

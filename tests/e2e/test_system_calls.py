@@ -4,12 +4,14 @@ strace slows the worker down, so that events gather and counts only fall: the li
 else runs.
 """
 
+import contextlib
 import re
 import shutil
 import subprocess
 
 import pytest
 
+import socks5
 from lab import DIRECT
 from servers import TcpServer
 
@@ -23,11 +25,11 @@ pytestmark = [
 
 
 class Count:
-    """Counts the worker's system calls, by name, while it is entered."""
+    """Counts a process's system calls, by name, while it is entered."""
 
-    def __init__(self, tunnel, path):
+    def __init__(self, pid, path):
         self.path = path
-        self.command = ["strace", "-f", "-c", "-o", path, "-p", str(tunnel.workers()[0])]
+        self.command = ["strace", "-f", "-c", "-o", path, "-p", str(pid)]
         self.calls = {}
 
     def __enter__(self):
@@ -67,7 +69,7 @@ def test_a_round_trip(lab, tunnel, echo, tmp_path):
     """Six: a wait, a read and a write for each direction. No EAGAIN is read, no ACK written."""
     with tunnel.app.connect(lab.world4, echo.port) as sock:
         exchange(sock)
-        with Count(tunnel, tmp_path / "calls") as count:
+        with Count(tunnel.workers()[0], tmp_path / "calls") as count:
             for _ in range(ROUND_TRIPS):
                 exchange(sock)
     assert count.total() > 4 * ROUND_TRIPS, f"not all are counted: {count.calls}"
@@ -76,7 +78,7 @@ def test_a_round_trip(lab, tunnel, echo, tmp_path):
 
 def test_a_short_connection(lab, tunnel, echo, tmp_path):
     """Connect, exchange, close: also no keep-alive and no second look at a socket."""
-    with Count(tunnel, tmp_path / "calls") as count:
+    with Count(tunnel.workers()[0], tmp_path / "calls") as count:
         for _ in range(CONNECTIONS):
             with tunnel.app.connect(lab.world4, echo.port) as sock:
                 exchange(sock)
@@ -85,3 +87,17 @@ def test_a_short_connection(lab, tunnel, echo, tmp_path):
     assert count.calls["setsockopt"] <= 2 * CONNECTIONS, f"{count.calls}"
     assert count.calls["epoll_ctl"] <= 4 * CONNECTIONS, f"{count.calls}"
     assert count.total() < 40 * CONNECTIONS, f"for {CONNECTIONS} connections: {count.calls}"
+
+
+def test_a_short_connection_through_serve(lab, echo, tmp_path):
+    """As much for the proxy: of a socket's options it sets one, and keep-alives on none."""
+    with lab.culvert_serve() as server, contextlib.closing(lab.client()) as app:
+        pid, = server.children("culvert-server")
+        with Count(pid, tmp_path / "calls") as count:
+            for _ in range(CONNECTIONS):
+                with socks5.connect(app, (server.host, server.port), lab.world4, echo.port) as sock:
+                    exchange(sock)
+            server.settle()
+    assert count.calls["socket"] == CONNECTIONS, f"not all are counted: {count.calls}"
+    assert count.calls["setsockopt"] <= CONNECTIONS, f"{count.calls}"
+    assert count.total() < 36 * CONNECTIONS, f"for {CONNECTIONS} connections: {count.calls}"

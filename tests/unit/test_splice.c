@@ -407,6 +407,29 @@ static void test_reset_after_half_close(void **state)
     stop(lab);
 }
 
+static bool keeps_alive(int fd)
+{
+    int on = 0;
+    socklen_t len = sizeof on;
+    assert_int_equal(getsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, &len), 0);
+    return on != 0;
+}
+
+/* A target that is silent from the first: only a keep-alive could tell that it has vanished. */
+static void test_keep_alive_of_what_lasts(void **state)
+{
+    struct lab *lab = *state;
+    int target = start(lab, true);
+
+    assert_false(keeps_alive(target)); /* not at once: the relay may be over in a moment */
+    uint64_t until = now_ms() + 5000;
+    while (!keeps_alive(target) && now_ms() < until)
+        loop_turn(lab->loop, false);
+    bool kept = keeps_alive(target);
+    stop(lab);
+    assert_true(kept);
+}
+
 static void test_early_and_pushed_bytes(void **state)
 {
     struct lab *lab = *state;
@@ -479,6 +502,7 @@ int main(void)
         cmocka_unit_test(test_reset_with_bytes),
         cmocka_unit_test(test_reset_while_held_back),
         cmocka_unit_test(test_reset_after_half_close),
+        cmocka_unit_test(test_keep_alive_of_what_lasts),
         cmocka_unit_test(test_early_and_pushed_bytes),
         cmocka_unit_test(test_early_reset),
         cmocka_unit_test(test_close_in_full_flight),
