@@ -18,6 +18,9 @@
  * its SYN, of which routers, this machine included, take one each (RFC 791 3.2, RFC 8200 3), so
  * that it no longer is one that systems begin with. Nothing but speed depends on that.
  *
+ * Nor do connections that have lost something: of few large packets fewer come after the one that
+ * is lost, by which to hear of it (loss.c).
+ *
  * A kernel may refuse them all (before Linux 6.6 a TUN device takes no packet of more than 17
  * pages), or one, for want of memory in one piece. Then the segments go one by one.
  */
@@ -61,7 +64,7 @@ static bool say_the_same(const struct tcp_hdr *a, const struct tcp_hdr *b)
 
 static bool may_begin(const struct stack *s, size_t payload_len, uint16_t mss)
 {
-    return s->device->caps.big_tcp && s->current && s->current->app_is_local &&
+    return s->device->caps.big_tcp && s->current && s->current->joins &&
            payload_len >= BEGIN_BYTES && payload_len % mss == 0;
 }
 

@@ -85,6 +85,10 @@ void conn_input(struct stack *s, const struct packet *p, const struct packet_inf
 void conn_tell_ready(struct stack *s);
 void conn_tick(struct stack *s);
 
+/* For calls into lwIP that concern one conn: show it to lwIP, and hide it again. */
+void conn_enter(struct stack *s, struct conn *c);
+void conn_leave(struct stack *s, struct conn *c);
+
 /* The conn's MSS, for a packet of lwIP's that is on its way out. */
 uint16_t conn_mss_of(struct stack *s, const struct endpoint *src, const struct endpoint *dst);
 
@@ -116,6 +120,18 @@ bool window_open(struct stack *s, struct conn *c, size_t n, size_t room);
 /* Is there memory for the segment in the packet at `ip`? False: it is to be dropped. */
 bool window_takes(const struct stack *s, const struct conn *c, const uint8_t *ip,
                   const struct packet_info *info);
+
+/* --- loss.c ----------------------------------------------------------------------------------- */
+
+/*
+ * Does the TCP packet at `ip`, parsed, acknowledge something beyond its ACK (RFC 2018)? Then `*end`
+ * is the sequence number where the first hole ends.
+ */
+bool loss_find_hole(const uint8_t *ip, const struct packet_info *info, uint32_t *end);
+/* There is such a hole in what an open conn has sent: send it again, unless that was done. */
+void loss_heard(struct stack *s, struct conn *c, uint32_t end);
+/* lwIP has processed a segment of an open conn. */
+void loss_acknowledged(struct conn *c);
 
 /* --- big_tcp.c -------------------------------------------------------------------------------- */
 

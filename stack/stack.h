@@ -69,10 +69,12 @@ struct conn {
     uint16_t held_ip_len;       /* bytes of held_syn before its TCP header */
     uint16_t mss;               /* negotiated, bytes; 0 before that */
     uint8_t events;
-    uint8_t state;     /* enum conn_state, stack/tcp.c */
-    uint8_t owner;     /* for core: which of its structures embeds this conn */
-    bool fin_wanted;   /* conn_shutdown() was called */
-    bool app_is_local; /* of this machine, as far as its SYN tells */
+    uint8_t state;   /* enum conn_state, stack/tcp.c */
+    uint8_t owner;   /* for core: which of its structures embeds this conn */
+    bool fin_wanted; /* conn_shutdown() was called */
+    bool joins;      /* may be sent packets above 64 KiB: big_tcp.c */
+    bool resending;  /* what was lost before `resent_end`: loss.c */
+    uint32_t resent_end;
 };
 
 enum { STACK_BATCH_MAX = 64 };

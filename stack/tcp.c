@@ -139,14 +139,14 @@ static void conn_update_busy(struct stack *s, struct conn *c)
 
 /* --- lwIP's world of one connection ----------------------------------------------------------- */
 
-static void conn_enter(struct stack *s, struct conn *c)
+void conn_enter(struct stack *s, struct conn *c)
 {
     s->current = c;
     tcp_active_pcbs = c->pcb;
     tcp_tw_pcbs = NULL;
 }
 
-static void conn_leave(struct stack *s, struct conn *c)
+void conn_leave(struct stack *s, struct conn *c)
 {
     big_tcp_flush(s);
     if (tcp_tw_pcbs != NULL) {
@@ -275,7 +275,7 @@ static void open_conn(struct stack *s, const uint8_t *ip, const struct packet_in
     }
     c->src = info->src;
     c->dst = info->dst;
-    c->app_is_local = big_tcp_is_local(ip);
+    c->joins = big_tcp_is_local(ip);
     c->state = CONN_STATE_HELD;
     list_init(&c->ready);
     list_init(&c->busy);
@@ -357,10 +357,15 @@ void conn_input(struct stack *s, const struct packet *p, const struct packet_inf
     struct pbuf *segment = rx_segment_to_pbuf(s, p, info, buffer);
     if (segment == NULL)
         return; /* out of memory: as if lost on the way */
+    uint32_t hole_end;
+    bool hole = loss_find_hole(p->data, info, &hole_end); /* lwIP may alter or free the segment */
     conn_feed(s, c, segment);
     if (c->pcb == NULL || c->state != CONN_STATE_OPEN)
         return;
     conn_release_chunks(c, false);
+    loss_acknowledged(c);
+    if (hole)
+        loss_heard(s, c, hole_end);
     /*
      * A pure window update calls nothing back in lwIP, and an ACK may move no edge: compare both.
      */
@@ -620,6 +625,7 @@ void conn_tick(struct stack *s)
     LIST_EACH (it, &concerned) {
         struct conn *c = CONTAINER_OF(it, struct conn, busy);
         list_remove(it);
+        c->joins = c->joins && c->pcb->nrtx == 0;
         if (conn_is_busy(c->pcb))
             list_push_back(&s->busy, it);
     }

@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import socket
+import statistics
 import struct
 import termios
 import threading
@@ -16,7 +17,7 @@ import pytest
 import lab as laboratory
 import streams
 from lab import DIRECT, wait_for
-from netns import Namespace, family_of, reset, url_host, veth
+from netns import SLOWER, Namespace, family_of, reset, url_host, veth
 from rude import Rude
 from servers import TcpServer, resetting
 from streams import MIB
@@ -223,6 +224,43 @@ def test_guests_taken_for_applications(lab, tunnel, guest, stream_server, family
     with LargestPacket(tunnel) as largest:
         download_64_mib(guest, host, stream_server.port, hops=65)
     assert largest.bytes > ORDINARY
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+@pytest.fixture
+def lossy(tunnel):
+    """Of what comes out of the tunnel, acknowledgments apart, every hundredth packet is dropped."""
+    drop = "numgen random mod 100 == 0 drop"
+    tunnel.app.run("nft", "-f", "-", check=True, input=(
+        "table inet lossy {\n chain on_arrival {\n  type filter hook prerouting priority raw;\n"
+        f"  iifname culvert0 meta length > 100 {drop}\n }}\n}}\n"))
+    yield
+    tunnel.app.run("nft", "delete", "table", "inet", "lossy", check=True)
+
+
+def longest_silence(sock, seed, total):
+    """Of a download that is checked byte by byte, seconds."""
+    streams.ask(sock, b"D", seed, total)
+    longest, done, before = 0.0, 0, time.monotonic()
+    while done < total:
+        data = sock.recv(min(MIB, total - done))
+        assert data and data == streams.piece(seed, done, len(data))
+        done += len(data)
+        longest, before = max(longest, time.monotonic() - before), time.monotonic()
+    return longest
+
+
+@pytest.mark.skipif(DIRECT, reason="the losses are culvert's")
+@pytest.mark.deadline(120)
+def test_losses_are_made_good_at_once(lab, tunnel, lossy, stream_server):
+    """Mostly without lwIP's timer, which takes 300 ms; that is left for a last packet."""
+    silences = []
+    for index in range(20):
+        host = lab.world4 if index % 2 else lab.world6
+        with connect(tunnel, host, stream_server.port) as sock:
+            silences.append(longest_silence(sock, index, 64 * MIB))
+    assert statistics.median(silences) < 0.2 * SLOWER, sorted(silences)
 
 
 # --- half-closes ---------------------------------------------------------------------------------

@@ -190,6 +190,19 @@ static void check_big(struct download *l)
     take_bytes(l, wire_get32(tcp + 4), tcp + 20, w->len - transport - 20);
 }
 
+/* Full segments are sent, and each goes by itself. */
+static void expect_each(struct download *l, unsigned count)
+{
+    assert_int_equal(send_full(l, count), count);
+    for (unsigned i = 0; i < count; i++) {
+        assert_true(pop(&l->f, &got));
+        assert_int_equal(got.payload_len, l->full);
+        take_bytes(l, got.seq, got.payload, got.payload_len);
+    }
+    expect_silence(&l->f);
+    acknowledge(l);
+}
+
 /* --- what is joined --------------------------------------------------------------------------- */
 
 static struct download load;
@@ -262,20 +275,39 @@ static void test_a_lost_packet_comes_again(void **state)
     end(&load);
 }
 
-/* --- what is not ------------------------------------------------------------------------------ */
-
-/* Full segments are sent, and each goes by itself. */
-static void expect_each(struct download *l, unsigned count)
+/*
+ * The first of two is lost, and the application's ACK tells that the second came: its segments come
+ * again, one by one, and whatever is sent from then on. The congestion window is halved.
+ */
+static void test_after_a_loss_none_are_joined(void **state)
 {
-    assert_int_equal(send_full(l, count), count);
-    for (unsigned i = 0; i < count; i++) {
-        assert_true(pop(&l->f, &got));
-        assert_int_equal(got.payload_len, l->full);
-        take_bytes(l, got.seq, got.payload, got.payload_len);
-    }
-    expect_silence(&l->f);
-    acknowledge(l);
+    (void)state;
+    begin(&load, able, false, 64);
+    for (int i = 0; i < 8; i++)
+        warm_up(&load);
+    size_t window = conn_budget(load.f.last);
+    size_t lost = load.received;
+    assert_int_equal(send_full(&load, 3), 3);
+    conn_flush(load.f.stack, load.f.last);
+    assert_int_equal(send_full(&load, 3), 3);
+    assert_int_equal(card.bigs, 2);
+    uint8_t sack[12] = {1, 1, 5, 10};
+    wire_put32(sack + 4, load.first + (uint32_t)(lost + 3 * load.full));
+    wire_put32(sack + 8, load.first + (uint32_t)(lost + 6 * load.full));
+    send_segment(&load.peer, ACK, NULL, 0, sack, sizeof sack);
+    take_small(&load);
+    assert_int_equal(load.received, lost + 3 * load.full);
+    assert_int_equal(card.bigs, 2);
+    load.received += 3 * load.full;
+    acknowledge(&load);
+    assert_in_range(conn_budget(load.f.last), 1, window * 3 / 4);
+    for (unsigned i = 0; i < 4; i++)
+        expect_each(&load, 2);
+    assert_int_equal(card.bigs, 2);
+    end(&load);
 }
+
+/* --- what is not ------------------------------------------------------------------------------ */
 
 static void test_who_was_forwarded_gets_none(void **state)
 {
@@ -384,6 +416,7 @@ int main(void)
         cmocka_unit_test(test_more_than_one_packet),
         cmocka_unit_test(test_fin_goes_by_itself),
         cmocka_unit_test(test_a_lost_packet_comes_again),
+        cmocka_unit_test(test_after_a_loss_none_are_joined),
         cmocka_unit_test(test_who_was_forwarded_gets_none),
         cmocka_unit_test(test_all_that_systems_begin_with_are_local),
         cmocka_unit_test(test_device_without),

@@ -1,0 +1,93 @@
+/*
+ * Segments that were lost on the way to the application.
+ *
+ * lwIP sends one segment again after three duplicate ACKs, and all of them when its timer runs out.
+ * A super-packet is many segments, and few of them are under way at a time: mostly it would be the
+ * timer, 300 ms or more. But a TUN device keeps the order, so that one selective acknowledgment of
+ * what lies behind a hole (RFC 2018) says that the hole is lost; the duplicate ACKs that RFC 6675 5
+ * waits for are those of networks that reorder. The hole is sent again at once, whole and once,
+ * with the congestion window of lwIP's own fast retransmit (RFC 5681 3.2). If it is lost again, or
+ * nothing was sent behind it, the timer is there.
+ *
+ * A block that reports a duplicate lies below the ACK (RFC 2883 4) and tells of no hole.
+ */
+#include "stack/bytes.h"
+#include "stack/internal.h"
+
+enum { OPTION_END = 0, OPTION_NOP = 1, OPTION_SACK = 5, SACK_BLOCK_LEN = 8 };
+
+/* The lowest of the blocks that begin above `ack`, in one SACK option of `len` bytes. */
+static bool lowest_block(const uint8_t *option, size_t len, uint32_t ack, uint32_t *begin)
+{
+    bool found = false;
+    for (size_t at = 2; at + SACK_BLOCK_LEN <= len; at += SACK_BLOCK_LEN) {
+        uint32_t left = get_u32(option + at);
+        if (TCP_SEQ_GT(left, ack) && (!found || TCP_SEQ_LT(left, *begin))) {
+            *begin = left;
+            found = true;
+        }
+    }
+    return found;
+}
+
+bool loss_find_hole(const uint8_t *ip, const struct packet_info *info, uint32_t *end)
+{
+    const uint8_t *tcp = ip + info->ip_header_len;
+    size_t len = info->transport_header_len;
+    for (size_t at = TCP_HLEN; at < len && tcp[at] != OPTION_END;) {
+        if (tcp[at] == OPTION_NOP) {
+            at++;
+            continue;
+        }
+        if (at + 2 > len || tcp[at + 1] < 2 || at + tcp[at + 1] > len)
+            return false;
+        if (tcp[at] == OPTION_SACK)
+            return lowest_block(tcp + at, tcp[at + 1], get_u32(tcp + 8), end);
+        at += tcp[at + 1];
+    }
+    return false;
+}
+
+/* Once a loss: what lwIP does at the third duplicate ACK, which then does nothing more. */
+static void begin_recovery(struct tcp_pcb *pcb)
+{
+    if (pcb->flags & TF_INFR)
+        return;
+    pcb->ssthresh = LWIP_MAX(LWIP_MIN(pcb->cwnd, pcb->snd_wnd) / 2, 2u * pcb->mss);
+    pcb->cwnd = pcb->ssthresh + 3u * pcb->mss;
+    tcp_set_flags(pcb, TF_INFR);
+}
+
+static void resend_until(struct stack *s, struct conn *c, uint32_t end)
+{
+    struct tcp_pcb *pcb = c->pcb;
+    uint8_t tries = pcb->nrtx; /* lwIP counts segments; too many would end the connection */
+    conn_enter(s, c);
+    begin_recovery(pcb);
+    while (pcb->unacked && TCP_SEQ_LT(lwip_ntohl(pcb->unacked->tcphdr->seqno), end) &&
+           tcp_rexmit(pcb) == ERR_OK)
+        continue;
+    pcb->nrtx = tries;
+    pcb->rtime = 0;
+    tcp_output(pcb);
+    conn_leave(s, c);
+}
+
+void loss_heard(struct stack *s, struct conn *c, uint32_t end)
+{
+    const struct tcp_pcb *pcb = c->pcb;
+    if (TCP_SEQ_LEQ(end, pcb->lastack) || TCP_SEQ_GEQ(end, pcb->snd_nxt))
+        return;
+    if (c->resending && TCP_SEQ_LEQ(end, c->resent_end))
+        return;
+    c->resending = true;
+    c->resent_end = end;
+    c->joins = false;
+    resend_until(s, c, end);
+}
+
+void loss_acknowledged(struct conn *c)
+{
+    if (c->resending && TCP_SEQ_GEQ(c->pcb->lastack, c->resent_end))
+        c->resending = false;
+}

@@ -1,0 +1,219 @@
+/*
+ * What an application's selective acknowledgments (stack/loss.c) make the stack send again: the
+ * hole, at once, whole and once.
+ */
+#include "tests/unit/stack_lab.h"
+#include "tests/unit/wire.h"
+
+enum { LEN = 1000, COUNT = 10 };
+
+struct load {
+    struct fixture f;
+    struct peer peer;
+    uint32_t first; /* sequence number of the first of COUNT segments of LEN bytes */
+    struct test_chunk *chunk;
+};
+
+static struct load load;
+
+static uint32_t seq_of(unsigned segment)
+{
+    return load.first + segment * LEN;
+}
+
+static void expect_segment(unsigned segment)
+{
+    expect_flags(&load.f, ACK);
+    assert_int_equal(got.seq, seq_of(segment));
+    assert_int_equal(got.payload_len, LEN);
+    assert_memory_equal(got.payload, load.chunk->bytes + segment * LEN, LEN);
+}
+
+/* Ten segments are under way, in ten packets; the window for them is open. */
+static void begin(bool v6)
+{
+    memset(&load, 0, sizeof load);
+    setup(&load.f);
+    load.peer = connect_peer(&load.f, v6);
+    load.first = load.peer.ack;
+    load.chunk = new_chunk();
+    for (unsigned i = 0; i < COUNT; i++) {
+        assert_true(conn_room(load.f.last) >= LEN);
+        conn_send(load.f.stack, load.f.last, &load.chunk->chunk, load.chunk->bytes + i * LEN, LEN);
+        conn_flush(load.f.stack, load.f.last);
+        expect_segment(i);
+    }
+}
+
+static void end(void)
+{
+    drop(&load.f);
+    assert_int_equal(load.chunk->released, 1);
+    free(load.chunk);
+    teardown(&load.f);
+}
+
+struct block {
+    uint32_t left, right;
+};
+
+/*
+ * An ACK of what lies before segment `ack`, with blocks as a receiver writes them. Each has another
+ * window, so that lwIP counts no duplicate ACKs.
+ */
+static void acknowledge(unsigned ack, const struct block *blocks, size_t count)
+{
+    uint8_t options[40] = {1, 1, 5, (uint8_t)(2 + 8 * count)};
+    for (size_t i = 0; i < count; i++) {
+        wire_put32(options + 4 + 8 * i, blocks[i].left);
+        wire_put32(options + 8 + 8 * i, blocks[i].right);
+    }
+    load.peer.ack = seq_of(ack);
+    load.peer.window++;
+    send_segment(&load.peer, ACK, NULL, 0, options, count > 0 ? 4 + 8 * count : 0);
+}
+
+static void report(unsigned ack, unsigned left, unsigned right)
+{
+    const struct block b = {seq_of(left), seq_of(right)};
+    acknowledge(ack, &b, 1);
+}
+
+static void test_a_hole_is_sent_again_at_once(void **state)
+{
+    (void)state;
+    for (int v6 = 0; v6 <= 1; v6++) {
+        begin(v6);
+        report(2, 5, 6);
+        expect_segment(2);
+        expect_segment(3);
+        expect_segment(4);
+        expect_silence(&load.f);
+        end();
+    }
+}
+
+static void test_and_only_once(void **state)
+{
+    (void)state;
+    begin(false);
+    report(0, 1, 2);
+    expect_segment(0);
+    for (unsigned right = 3; right <= COUNT; right++)
+        report(0, 1, right);
+    expect_silence(&load.f);
+    report(1, 0, 1); /* a duplicate came, and nothing is missing of what lies below it */
+    expect_silence(&load.f);
+    acknowledge(COUNT, NULL, 0);
+    expect_silence(&load.f);
+    end();
+}
+
+/* The ACK moves into the hole: what is left of it is under way already. */
+static void test_partial_acknowledgments(void **state)
+{
+    (void)state;
+    begin(false);
+    report(0, 4, 5);
+    for (unsigned i = 0; i < 4; i++)
+        expect_segment(i);
+    for (unsigned i = 1; i < 4; i++)
+        report(i, 4, 5);
+    expect_silence(&load.f);
+    end();
+}
+
+static void test_one_hole_after_the_other(void **state)
+{
+    (void)state;
+    begin(true);
+    const struct block two[] = {{seq_of(7), seq_of(8)}, {seq_of(2), seq_of(3)}};
+    acknowledge(1, two, 2);
+    expect_segment(1);
+    expect_silence(&load.f);
+    report(3, 7, 8);
+    for (unsigned i = 3; i < 7; i++)
+        expect_segment(i);
+    expect_silence(&load.f);
+    report(8, 9, 10);
+    expect_segment(8);
+    expect_silence(&load.f);
+    end();
+}
+
+/* Duplicates, what was never sent, and options that are none. */
+static void test_what_tells_of_no_hole(void **state)
+{
+    static const uint8_t nonsense[][12] = {
+        {1, 1, 5, 10, 0, 0, 0, 0, 0, 0, 0, 0}, /* a block below the ACK */
+        {5, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1},  /* a length that would never end */
+        {5, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+        {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 5, 10}, /* beyond the header */
+        {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 5},
+        {5, 9, 0, 0, 0x10, 0, 0, 0, 0x20, 0, 0, 0},           /* no whole block */
+        {0, 0, 5, 10, 0x7f, 0xff, 0, 0, 0x7f, 0xff, 0xff, 0}, /* after the end */
+    };
+    (void)state;
+    begin(false);
+    report(5, 3, 4);
+    report(5, 5, 6);
+    const struct block beyond = {seq_of(COUNT) + 1000, seq_of(COUNT) + 2000};
+    acknowledge(5, &beyond, 1);
+    const struct block far = {seq_of(5) + 0x7fffffff, seq_of(5) + 0x7fffffff};
+    acknowledge(5, &far, 1);
+    for (size_t i = 0; i < sizeof nonsense / sizeof nonsense[0]; i++, load.peer.window++)
+        send_segment(&load.peer, ACK, NULL, 0, nonsense[i], sizeof nonsense[i]);
+    expect_silence(&load.f);
+    acknowledge(COUNT, NULL, 0);
+    report(COUNT, 2, 3); /* nothing is under way */
+    expect_silence(&load.f);
+    end();
+}
+
+/* However many segments holes have: lwIP ends a connection after TCP_MAXRTX of them in vain. */
+static void test_holes_do_not_end_the_connection(void **state)
+{
+    (void)state;
+    begin(false);
+    report(0, 9, 10);
+    for (unsigned i = 0; i < 9; i++)
+        expect_segment(i);
+    pass_time(&load.f, 100);
+    assert_false(conn_is_over(load.f.last));
+    for (unsigned i = 1; i < 9; i++) {
+        pass_time(&load.f, 20);
+        report(i, 9, 10);
+    }
+    acknowledge(COUNT, NULL, 0);
+    pass_time(&load.f, 2000);
+    assert_false(conn_is_over(load.f.last));
+    assert_int_equal(conn_unacknowledged(load.f.last), 0);
+    end();
+}
+
+/* Lost again, or with nothing behind it: lwIP's timer. */
+static void test_the_timer_is_there(void **state)
+{
+    (void)state;
+    begin(false);
+    report(0, 1, COUNT);
+    expect_segment(0);
+    expect_silence(&load.f);
+    pass_time(&load.f, 3000);
+    expect_segment(0);
+    end();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_hole_is_sent_again_at_once),
+        cmocka_unit_test(test_and_only_once),
+        cmocka_unit_test(test_partial_acknowledgments),
+        cmocka_unit_test(test_one_hole_after_the_other),
+        cmocka_unit_test(test_what_tells_of_no_hole),
+        cmocka_unit_test(test_holes_do_not_end_the_connection),
+        cmocka_unit_test(test_the_timer_is_there),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
