@@ -35,6 +35,7 @@ u32_t sys_now(void)
 static int flatten(const struct pbuf *p, struct iovec iov[OUTPUT_IOV_MAX])
 {
     static uint8_t flat[PACKET_SIZE_MAX]; /* tot_len is 16 bits */
+    big_tcp_flush(the_stack);             /* what is kept may lie there */
     iov[1].iov_base = flat;
     iov[1].iov_len = pbuf_copy_partial(p, flat, p->tot_len, 0);
     return 2;

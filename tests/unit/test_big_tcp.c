@@ -224,6 +224,31 @@ static void test_eight_segments_are_one_packet(void **state)
 }
 
 /* Nine: eight and one. A short one ends a packet, and nothing follows it in the same. */
+/* Segments of more pieces than a device is given, which the stack copies together. */
+static void test_segments_in_many_pieces(void **state)
+{
+    (void)state;
+    begin(&load, able, false, 64);
+    warm_up(&load);
+    for (int i = 0; i < 4; i++) {
+        struct test_chunk *two[2] = {new_chunk(), new_chunk()}; /* lwIP joins neighbours */
+        for (size_t at = 0, k = 0; at < load.full; at += MSS, k++) {
+            struct test_chunk *c = two[k % 2];
+            assert_int_equal(conn_send(load.f.stack, load.f.last, &c->chunk, c->bytes + at, MSS),
+                             0);
+        }
+        load.chunks[load.chunk_count++] = two[0];
+        load.chunks[load.chunk_count++] = two[1];
+        load.sent += load.full;
+    }
+    conn_flush(load.f.stack, load.f.last);
+    take_small(&load);
+    assert_int_equal(card.bigs, 0);
+    assert_int_equal(load.received, load.sent);
+    acknowledge(&load);
+    end(&load);
+}
+
 static void test_more_than_one_packet(void **state)
 {
     (void)state;
@@ -413,6 +438,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_eight_segments_are_one_packet),
+        cmocka_unit_test(test_segments_in_many_pieces),
         cmocka_unit_test(test_more_than_one_packet),
         cmocka_unit_test(test_fin_goes_by_itself),
         cmocka_unit_test(test_a_lost_packet_comes_again),
