@@ -58,27 +58,51 @@ static void begin_recovery(struct tcp_pcb *pcb)
     tcp_set_flags(pcb, TF_INFR);
 }
 
+/*
+ * The first of the segments under way, if it begins before `end`; NULL also if the window has
+ * shrunk so far that it would have to wait.
+ */
+static const struct tcp_seg *first_before(const struct tcp_pcb *pcb, uint32_t end, uint32_t *reach)
+{
+    const struct tcp_seg *first = pcb->unacked;
+    if (first == NULL || TCP_SEQ_GEQ(lwip_ntohl(first->tcphdr->seqno), end))
+        return NULL;
+    *reach = lwip_ntohl(first->tcphdr->seqno) + first->len - pcb->lastack;
+    return *reach <= pcb->snd_wnd ? first : NULL;
+}
+
+/*
+ * The congestion window is opened as far as the hole goes: lwIP puts new data and the FIN behind
+ * the last segment that waits to be sent, which may not be one with others after it under way.
+ */
 static void resend_until(struct stack *s, struct conn *c, uint32_t end)
 {
     struct tcp_pcb *pcb = c->pcb;
     uint8_t tries = pcb->nrtx; /* lwIP counts segments; too many would end the connection */
+    const struct tcp_seg *seg;
+    uint32_t reach;
     conn_enter(s, c);
     begin_recovery(pcb);
-    while (pcb->unacked && TCP_SEQ_LT(lwip_ntohl(pcb->unacked->tcphdr->seqno), end) &&
-           tcp_rexmit(pcb) == ERR_OK)
-        continue;
+    while ((seg = first_before(pcb, end, &reach)) != NULL && tcp_rexmit(pcb) == ERR_OK) {
+        pcb->cwnd = LWIP_MAX(pcb->cwnd, reach);
+        c->resent_end = lwip_ntohl(seg->tcphdr->seqno) + TCP_TCPLEN(seg);
+    }
     pcb->nrtx = tries;
     pcb->rtime = 0;
     tcp_output(pcb);
     conn_leave(s, c);
 }
 
+/*
+ * Until what was sent again is acknowledged nothing more is, whatever blocks say: holes behind it
+ * show in that ACK. So an application that makes blocks up gets each segment twice at most.
+ */
 void loss_heard(struct stack *s, struct conn *c, uint32_t end)
 {
     const struct tcp_pcb *pcb = c->pcb;
-    if (TCP_SEQ_LEQ(end, pcb->lastack) || TCP_SEQ_GEQ(end, pcb->snd_nxt))
-        return;
-    if (c->resending && TCP_SEQ_LEQ(end, c->resent_end))
+    uint32_t reach;
+    if (c->resending || TCP_SEQ_LEQ(end, pcb->lastack) || TCP_SEQ_GEQ(end, pcb->snd_nxt) ||
+        first_before(pcb, end, &reach) == NULL)
         return;
     c->resending = true;
     c->resent_end = end;

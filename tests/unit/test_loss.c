@@ -109,6 +109,41 @@ static void test_and_only_once(void **state)
     end();
 }
 
+/* Blocks that an application makes up do not get it the same bytes again and again. */
+static void test_a_growing_hole_is_sent_once(void **state)
+{
+    (void)state;
+    begin(false);
+    report(0, 1, 2);
+    expect_segment(0);
+    for (uint32_t left = seq_of(1) + 1; left < seq_of(COUNT); left += 37) {
+        const struct block b = {left, seq_of(COUNT)};
+        acknowledge(0, &b, 1);
+    }
+    expect_silence(&load.f);
+    end();
+}
+
+/* The segment has gone as a whole, whatever part of it the block called missing. */
+static void test_parts_of_a_segment_are_no_holes(void **state)
+{
+    (void)state;
+    begin(false);
+    const struct block b = {seq_of(0) + 1, seq_of(1)};
+    acknowledge(0, &b, 1);
+    expect_segment(0);
+    for (uint32_t at = seq_of(0) + 2; at < seq_of(1) - 1; at += 37) {
+        uint8_t options[12] = {1, 1, 5, 10};
+        wire_put32(options + 4, at + 1);
+        wire_put32(options + 8, seq_of(1));
+        load.peer.ack = at;
+        load.peer.window++;
+        send_segment(&load.peer, ACK, NULL, 0, options, sizeof options);
+    }
+    expect_silence(&load.f);
+    end();
+}
+
 /* The ACK moves into the hole: what is left of it is under way already. */
 static void test_partial_acknowledgments(void **state)
 {
@@ -191,6 +226,50 @@ static void test_holes_do_not_end_the_connection(void **state)
     end();
 }
 
+enum { WIDE = 30 };
+
+/* 30 segments are under way, where half the window and three segments are less. */
+static void begin_wide(void)
+{
+    static const uint8_t mss_48[4] = {2, 4, 0, 48};
+    memset(&load, 0, sizeof load);
+    setup_with(&load.f, (struct device_caps){.csum = true, .tso = true});
+    load.peer = peer_of(false);
+    send_segment(&load.peer, SYN, NULL, 0, mss_48, sizeof mss_48);
+    conn_accept(load.f.stack, load.f.last, SIZE_MAX);
+    finish_handshake(&load.peer);
+    load.chunk = new_chunk();
+    load.first = load.peer.ack;
+    for (unsigned i = 0; i < 2 * WIDE; i++) {
+        if (i == WIDE) {
+            load.first = load.peer.ack;
+            load.chunk->released = 0; /* it was, each time that all of it was acknowledged */
+        }
+        assert_true(conn_room(load.f.last) >= LEN);
+        const uint8_t *bytes = load.chunk->bytes + i % WIDE * LEN;
+        conn_send(load.f.stack, load.f.last, &load.chunk->chunk, bytes, LEN);
+        conn_flush(load.f.stack, load.f.last);
+        expect_segment(i % WIDE);
+        if (i < WIDE)
+            acknowledge(i + 1, NULL, 0);
+    }
+}
+
+/* Whatever the congestion window: a rest would be what lwIP appends the FIN to. */
+static void test_a_wide_hole_is_sent_again_whole(void **state)
+{
+    (void)state;
+    begin_wide();
+    report(0, WIDE - 1, WIDE);
+    conn_shutdown(load.f.stack, load.f.last);
+    for (unsigned i = 0; i < WIDE - 1; i++)
+        expect_segment(i);
+    acknowledge(WIDE, NULL, 0);
+    expect_flags(&load.f, FIN | ACK);
+    assert_int_equal(got.seq, seq_of(WIDE));
+    end();
+}
+
 /* Lost again, or with nothing behind it: lwIP's timer. */
 static void test_the_timer_is_there(void **state)
 {
@@ -209,10 +288,13 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_hole_is_sent_again_at_once),
         cmocka_unit_test(test_and_only_once),
+        cmocka_unit_test(test_a_growing_hole_is_sent_once),
+        cmocka_unit_test(test_parts_of_a_segment_are_no_holes),
         cmocka_unit_test(test_partial_acknowledgments),
         cmocka_unit_test(test_one_hole_after_the_other),
         cmocka_unit_test(test_what_tells_of_no_hole),
         cmocka_unit_test(test_holes_do_not_end_the_connection),
+        cmocka_unit_test(test_a_wide_hole_is_sent_again_whole),
         cmocka_unit_test(test_the_timer_is_there),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
