@@ -85,11 +85,26 @@ static void conn_note(struct stack *s, struct conn *c, unsigned events)
         list_push_back(&s->ready, &c->ready);
 }
 
+/*
+ * Where that begins which lwIP may still read: a segment that is acknowledged in part is sent again
+ * as a whole, and may lie in more chunks than one.
+ */
+static uint32_t first_kept(const struct tcp_pcb *pcb)
+{
+    uint32_t first = pcb->lastack;
+    const struct tcp_seg *heads[] = {pcb->unacked, pcb->unsent};
+    for (int i = 0; i < 2; i++)
+        if (heads[i] && TCP_SEQ_LT(lwip_ntohl(heads[i]->tcphdr->seqno), first))
+            first = lwip_ntohl(heads[i]->tcphdr->seqno);
+    return first;
+}
+
 static void conn_release_chunks(struct conn *c, bool all)
 {
+    uint32_t first = all ? 0 : first_kept(c->pcb);
     while (c->tx != NULL) {
         struct chunk *chunk = c->tx;
-        if (!all && (int32_t)(c->pcb->lastack - chunk->end_seq) < 0)
+        if (!all && TCP_SEQ_LT(first, chunk->end_seq))
             return;
         c->tx = chunk->next;
         if (c->tx == NULL)

@@ -283,6 +283,59 @@ static void test_the_timer_is_there(void **state)
     end();
 }
 
+/*
+ * Two chunks as core sends them, in one go: the window is smaller than both, so that lwIP's second
+ * segment has bytes of either. What it will send again as a whole may not be given back in part.
+ */
+static void test_a_chunk_is_kept_with_its_segment(void **state)
+{
+    enum { CHUNK = 18000, SPLIT = 16000 }; /* lwIP's segments: half the largest window */
+    (void)state;
+    memset(&load, 0, sizeof load);
+    setup_with(&load.f, (struct device_caps){.csum = true, .tso = true});
+    load.peer = peer_of(false);
+    load.peer.window = 2 * SPLIT;
+    send_syn(&load.peer);
+    conn_accept(load.f.stack, load.f.last, SIZE_MAX);
+    finish_handshake(&load.peer);
+    struct test_chunk *warm = new_chunk();
+    while (conn_budget(load.f.last) < 2 * SPLIT) {
+        size_t len = conn_room(load.f.last) < SPLIT ? conn_room(load.f.last) : SPLIT;
+        conn_send(load.f.stack, load.f.last, &warm->chunk, warm->bytes, len);
+        conn_flush(load.f.stack, load.f.last);
+        while (pop(&load.f, &got))
+            continue;
+        load.peer.ack += (uint32_t)len;
+        send_segment(&load.peer, ACK, NULL, 0, NULL, 0);
+    }
+    load.first = load.peer.ack;
+    struct test_chunk *one = new_chunk(), *two = new_chunk();
+    conn_send(load.f.stack, load.f.last, &one->chunk, one->bytes, CHUNK);
+    conn_send(load.f.stack, load.f.last, &two->chunk, two->bytes, 2 * SPLIT - CHUNK);
+    conn_flush(load.f.stack, load.f.last);
+    for (int i = 0; i < 2; i++) {
+        expect_flags(&load.f, ACK);
+        assert_int_equal(got.seq, load.first + (uint32_t)i * SPLIT);
+        assert_int_equal(got.payload_len, SPLIT);
+    }
+    load.peer.ack = load.first + CHUNK + 1000;
+    send_segment(&load.peer, ACK, NULL, 0, NULL, 0);
+    assert_int_equal(one->released, 0);
+    pass_time(&load.f, 3000);
+    expect_flags(&load.f, ACK);
+    assert_int_equal(got.seq, load.first + SPLIT);
+    assert_memory_equal(got.payload, one->bytes + SPLIT, CHUNK - SPLIT);
+    load.peer.ack = load.first + 2 * SPLIT;
+    send_segment(&load.peer, ACK, NULL, 0, NULL, 0);
+    assert_int_equal(one->released, 1);
+    assert_int_equal(two->released, 1);
+    drop(&load.f);
+    teardown(&load.f);
+    free(warm);
+    free(one);
+    free(two);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -296,6 +349,7 @@ int main(void)
         cmocka_unit_test(test_holes_do_not_end_the_connection),
         cmocka_unit_test(test_a_wide_hole_is_sent_again_whole),
         cmocka_unit_test(test_the_timer_is_there),
+        cmocka_unit_test(test_a_chunk_is_kept_with_its_segment),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
