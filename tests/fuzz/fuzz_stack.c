@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "core/base/cursor.h"
+#include "stack/bytes.h"
 #include "stack/stack.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/support/peer.h"
@@ -151,7 +152,16 @@ static void push_segment(struct reader *r)
     if (skew & 2)
         skewed.ack -= skew;
     size_t options_len = flags & SYN ? (size_t)(skew >> 4) % 11 * 4 : 0;
-    size_t n = peer_write_segment(&skewed, out, flags & 63, payload, len, options, options_len);
+    const uint8_t *chosen = options;
+    uint8_t sack[12] = {1, 1, 5, 10};
+    if (flags & 128) { /* something is missing of what came */
+        skewed.ack = p->ack - reader_u16(r) * 8u;
+        put_u32(sack + 4, skewed.ack + reader_u16(r) * 8u);
+        put_u32(sack + 8, p->ack);
+        chosen = sack;
+        options_len = sizeof sack;
+    }
+    size_t n = peer_write_segment(&skewed, out, flags & 63, payload, len, chosen, options_len);
     device_memory_push(s.device, out, n, NULL);
     if (!(skew & 1))
         p->seq += (uint32_t)len + ((flags & (SYN | FIN)) != 0);
@@ -215,20 +225,27 @@ static void pass_time(struct reader *r)
     }
 }
 
-static void send_down(struct conn *c, size_t wanted)
+static bool queue_down(struct conn *c, size_t wanted)
 {
     size_t room = conn_room(c);
     size_t len = wanted < room ? wanted : room;
     len = len < CHUNK_SIZE ? len : CHUNK_SIZE;
     len = len < 0xffff ? len : 0xffff;
     if (len == 0)
-        return;
+        return false;
     struct heap_chunk *h = malloc(sizeof *h + len);
     h->chunk = (struct chunk){.release = on_release};
     memset(h->bytes, 7, len);
     s.chunks++;
-    if (conn_send(s.stack, c, &h->chunk, h->bytes, len) == 0)
-        conn_flush(s.stack, c);
+    return conn_send(s.stack, c, &h->chunk, h->bytes, len) == 0;
+}
+
+/* `times` pieces in one go, which may go out as one packet. */
+static void send_down(struct conn *c, size_t wanted, unsigned times)
+{
+    while (times-- > 0 && queue_down(c, wanted))
+        continue;
+    conn_flush(s.stack, c);
 }
 
 static void act(struct reader *r)
@@ -250,7 +267,7 @@ static void act(struct reader *r)
         break;
     case 2:
     case 3:
-        send_down(&f->conn, reader_u16(r));
+        send_down(&f->conn, reader_u16(r), 1 + what / 8);
         break;
     case 4:
         if (conn_room(&f->conn) > 0)
@@ -318,9 +335,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     memset(&s, 0, sizeof s);
     s.now = 1000;
     name_peers();
-    s.device = device_memory_new(
-        PEER_MTU,
-        (struct device_caps){.csum = caps & 1, .tso = (caps & 3) == 3, .uso = (caps & 7) == 7});
+    const struct device_caps can = {
+        .csum = caps & 1,
+        .tso = (caps & 3) == 3,
+        .uso = (caps & 7) == 7,
+        .big_tcp = (caps & 19) == 19,
+    };
+    s.device = device_memory_new(PEER_MTU, can);
     const struct stack_config config = {.icmp_reply = caps & 8, .now_ms = s.now};
     s.stack = stack_new(s.device, &config, &ops, NULL);
     for (int i = 0; reader_left(&r) > 0 && i < STEPS_MAX; i++)
