@@ -120,6 +120,12 @@ bool window_open(struct stack *s, struct conn *c, size_t n, size_t room);
 /* Is there memory for the segment in the packet at `ip`? False: it is to be dropped. */
 bool window_takes(const struct stack *s, const struct conn *c, const uint8_t *ip,
                   const struct packet_info *info);
+/*
+ * Does the segment in the packet at `ip` go beyond the window from behind a hole, or beyond a FIN
+ * that waits there? lwIP would count more than the window has. Such a segment is answered and
+ * dropped (RFC 9293, 3.10.7.4); what goes beyond the window from its beginning lwIP cuts off.
+ */
+bool window_is_overrun(const struct conn *c, const uint8_t *ip, const struct packet_info *info);
 
 /* --- loss.c ----------------------------------------------------------------------------------- */
 
@@ -151,6 +157,7 @@ void big_tcp_flush(struct stack *s);
 
 /* Hand one packet to whom it concerns. `buffer` as for conn_input(). */
 void input_packet(struct stack *s, const struct packet *p, struct rx_buffer **buffer);
+
 /* --- reassembly.c ----------------------------------------------------------------------------- */
 
 void reassembly_init(struct stack *s);

@@ -359,7 +359,7 @@ void conn_input(struct stack *s, const struct packet *p, const struct packet_inf
         input_held(s, c, p->data, info);
         return;
     }
-    if (acknowledges_nonsense(c, p->data, info)) {
+    if (acknowledges_nonsense(c, p->data, info) || window_is_overrun(c, p->data, info)) {
         acknowledge_again(s, c);
         return;
     }

@@ -30,6 +30,7 @@
  */
 #include "lwip/priv/tcp_priv.h"
 #include "lwip_hooks.h"
+#include "stack/bytes.h"
 #include "stack/internal.h"
 
 enum {
@@ -114,10 +115,33 @@ bool window_takes(const struct stack *s, const struct conn *c, const uint8_t *ip
     size_t len = info->len - info->ip_header_len - info->transport_header_len;
     if (s->rx_held <= RX_MOST || len == 0 || c->pcb == NULL)
         return true;
-    const uint8_t *seq = ip + info->ip_header_len + 4;
-    uint32_t begin =
-        (uint32_t)seq[0] << 24 | (uint32_t)seq[1] << 16 | (uint32_t)seq[2] << 8 | seq[3];
+    uint32_t begin = get_u32(ip + info->ip_header_len + 4);
     return c->rx_bytes == 0 && c->pcb->rcv_nxt - begin < len;
+}
+
+/* Where the stream ends, if a FIN waits behind a hole. lwIP keeps those segments in host order. */
+static bool waiting_fin(const struct tcp_pcb *pcb, uint32_t *end)
+{
+    const struct tcp_seg *last = pcb->ooseq;
+    while (last && last->next)
+        last = last->next;
+    if (last == NULL || !(TCPH_FLAGS(last->tcphdr) & TCP_FIN))
+        return false;
+    *end = last->tcphdr->seqno + last->len;
+    return true;
+}
+
+bool window_is_overrun(const struct conn *c, const uint8_t *ip, const struct packet_info *info)
+{
+    const struct tcp_pcb *pcb = c->pcb;
+    if (pcb == NULL || pcb->state < ESTABLISHED || info->tcp_flags & TCP_RST)
+        return false;
+    uint32_t begin = get_u32(ip + info->ip_header_len + 4), fin;
+    uint32_t len = (uint32_t)(info->len - info->ip_header_len - info->transport_header_len);
+    if (len > 0 && waiting_fin(pcb, &fin) && TCP_SEQ_GT(begin + len, fin))
+        return true;
+    len += (info->tcp_flags & TCP_FIN) != 0;
+    return TCP_SEQ_GT(begin, pcb->rcv_nxt) && begin - pcb->rcv_nxt + len > pcb->rcv_wnd;
 }
 
 /* --- what an ACK says ------------------------------------------------------------------------- */

@@ -336,6 +336,86 @@ static void test_a_chunk_is_kept_with_its_segment(void **state)
     free(two);
 }
 
+/* --- segments of the application's that should not be there ------------------------------------
+ */
+
+static uint8_t bytes[66000];
+
+/* What the stack acknowledges after a segment that begins `offset` bytes behind what it waits for.
+ */
+static uint32_t answer_to(uint8_t flags, uint32_t offset, size_t len)
+{
+    uint32_t seq = load.peer.seq;
+    load.peer.seq += offset;
+    send_segment(&load.peer, flags, bytes, len, NULL, 0);
+    load.peer.seq = seq;
+    pass_time(&load.f, 100); /* delayed ACKs */
+    assert_true(pop(&load.f, &got));
+    uint32_t ack = got.ack - seq;
+    while (pop(&load.f, &got))
+        ack = got.ack - seq;
+    return ack;
+}
+
+static void expect_readable(size_t len)
+{
+    struct iovec iov[8];
+    size_t found = 0;
+    for (int i = 0, n = conn_peek(load.f.last, iov, 8); i < n; i++)
+        found += iov[i].iov_len;
+    assert_int_equal(found, len);
+    conn_consume(load.f.stack, load.f.last, len, SIZE_MAX);
+}
+
+static void begin_upload(void)
+{
+    memset(&load, 0, sizeof load);
+    setup(&load.f);
+    load.peer = connect_peer(&load.f, false); /* its window is 65,535 bytes */
+    while (pop(&load.f, &got))
+        continue;
+}
+
+/* Behind a hole, and beyond the window: dropped; up to its edge: kept. */
+static void test_beyond_the_window_behind_a_hole(void **state)
+{
+    enum { HOLE = 100 };
+    static const struct {
+        uint8_t flags;
+        size_t len;
+        bool kept;
+    } rows[] = {
+        {ACK, 65535 - HOLE, true},
+        {ACK, 65535 - HOLE + 1, false},
+        {ACK | FIN, 65535 - HOLE - 1, true},
+        {ACK | FIN, 65535 - HOLE, false},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        begin_upload();
+        assert_int_equal(answer_to(rows[i].flags, HOLE, rows[i].len), 0);
+        send_segment(&load.peer, ACK, bytes, HOLE, NULL, 0);
+        expect_readable(rows[i].kept ? HOLE + rows[i].len : HOLE);
+        drop(&load.f);
+        teardown(&load.f);
+    }
+}
+
+/* A FIN waits behind a hole: what would lie beyond it is not taken, with or without the hole. */
+static void test_beyond_a_fin_behind_a_hole(void **state)
+{
+    (void)state;
+    begin_upload();
+    assert_int_equal(answer_to(ACK | FIN, 1000, 100), 0);
+    assert_int_equal(answer_to(ACK, 1000, 101), 0);
+    assert_int_equal(answer_to(ACK, 0, 65000), 0);
+    send_segment(&load.peer, ACK, bytes, 1000, NULL, 0);
+    expect_readable(1100);
+    assert_true(take_events(&load.f) & CONN_FIN);
+    drop(&load.f);
+    teardown(&load.f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -350,6 +430,8 @@ int main(void)
         cmocka_unit_test(test_a_wide_hole_is_sent_again_whole),
         cmocka_unit_test(test_the_timer_is_there),
         cmocka_unit_test(test_a_chunk_is_kept_with_its_segment),
+        cmocka_unit_test(test_beyond_the_window_behind_a_hole),
+        cmocka_unit_test(test_beyond_a_fin_behind_a_hole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
