@@ -36,6 +36,7 @@ enum {
     BEGIN_BYTES = 32 * 1024, /* of payload: what is shorter comes from a small window */
     SPARE_BYTES = 128,       /* for headers, a jumbo payload option included */
 };
+_Static_assert((int)BIG_IOV_MAX >= (int)OUTPUT_IOV_MAX, "one segment can always be kept");
 
 bool big_tcp_is_local(const uint8_t *syn)
 {
@@ -108,7 +109,7 @@ bool big_tcp_take(struct stack *s, const struct iovec *iov, int count, size_t he
         !(plain && has_room(s, b, payload_len, count) && continues(b, iov, header_len, mss)))
         big_tcp_flush(s);
     if (b->segments == 0) {
-        if (!plain || count > BIG_IOV_MAX || !may_begin(s, payload_len, mss))
+        if (!plain || !may_begin(s, payload_len, mss))
             return false;
         b->header_len = header_len;
         b->mss = mss;
