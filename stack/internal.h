@@ -129,15 +129,20 @@ bool window_is_overrun(const struct conn *c, const uint8_t *ip, const struct pac
 
 /* --- loss.c ----------------------------------------------------------------------------------- */
 
-/*
- * Does the TCP packet at `ip`, parsed, acknowledge something beyond its ACK (RFC 2018)? Then `*end`
- * is the sequence number where the first hole ends.
+/* What an application's segment says of what was sent to it, in host byte order. */
+struct ack_report {
+    uint32_t ack;      /* sequence number */
+    uint32_t window;   /* bytes, scaled */
+    bool has_hole;     /* something beyond `ack` is acknowledged (RFC 2018) */
+    uint32_t hole_end; /* sequence number where the first hole ends */
+};
+
+/* What the TCP packet at `ip`, parsed, says; before lwIP has it, which alters or frees it. */
+struct ack_report loss_read(const struct conn *c, const uint8_t *ip,
+                            const struct packet_info *info);
+/* lwIP has processed that segment of an open conn: send again what is lost, unless that was done.
  */
-bool loss_find_hole(const uint8_t *ip, const struct packet_info *info, uint32_t *end);
-/* There is such a hole in what an open conn has sent: send it again, unless that was done. */
-void loss_heard(struct stack *s, struct conn *c, uint32_t end);
-/* lwIP has processed a segment of an open conn. */
-void loss_acknowledged(struct conn *c);
+void loss_heard(struct stack *s, struct conn *c, const struct ack_report *report);
 
 /* --- big_tcp.c -------------------------------------------------------------------------------- */
 

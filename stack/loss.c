@@ -10,6 +10,13 @@
  * nothing was sent behind it, the timer is there.
  *
  * A block that reports a duplicate lies below the ACK (RFC 2883 4) and tells of no hole.
+ *
+ * Windows that shrink lose segments as well. An application that takes room back (a smaller
+ * SO_RCVBUF in the middle of a download) drops what is under way beyond its new window, and what is
+ * queued lies in segments that are larger than it: lwIP would send such a piece at each run of its
+ * timer only. So an ACK that is repeated with a window that ends before the first segment under way
+ * does takes all back into the queue (RFC 9293 3.8.6), and whenever nothing is under way, what the
+ * window takes of the first queued segment is split off and sent.
  */
 #include "stack/bytes.h"
 #include "stack/internal.h"
@@ -30,10 +37,9 @@ static bool lowest_block(const uint8_t *option, size_t len, uint32_t ack, uint32
     return found;
 }
 
-bool loss_find_hole(const uint8_t *ip, const struct packet_info *info, uint32_t *end)
+/* Does the segment tell of a hole, and where does the first end? */
+static bool find_hole(const uint8_t *tcp, size_t len, uint32_t *end)
 {
-    const uint8_t *tcp = ip + info->ip_header_len;
-    size_t len = info->transport_header_len;
     for (size_t at = TCP_HLEN; at < len && tcp[at] != OPTION_END;) {
         if (tcp[at] == OPTION_NOP) {
             at++;
@@ -48,6 +54,17 @@ bool loss_find_hole(const uint8_t *ip, const struct packet_info *info, uint32_t 
     return false;
 }
 
+struct ack_report loss_read(const struct conn *c, const uint8_t *ip, const struct packet_info *info)
+{
+    const uint8_t *tcp = ip + info->ip_header_len;
+    struct ack_report report = {
+        .ack = get_u32(tcp + 8),
+        .window = c->pcb ? (uint32_t)get_u16(tcp + 14) << c->pcb->snd_scale : 0,
+    };
+    report.has_hole = find_hole(tcp, info->transport_header_len, &report.hole_end);
+    return report;
+}
+
 /* Once a loss: what lwIP does at the third duplicate ACK, which then does nothing more. */
 static void begin_recovery(struct tcp_pcb *pcb)
 {
@@ -56,6 +73,12 @@ static void begin_recovery(struct tcp_pcb *pcb)
     pcb->ssthresh = LWIP_MAX(LWIP_MIN(pcb->cwnd, pcb->snd_wnd) / 2, 2u * pcb->mss);
     pcb->cwnd = pcb->ssthresh + 3u * pcb->mss;
     tcp_set_flags(pcb, TF_INFR);
+}
+
+/* Bytes from the first that is not acknowledged to the end of `seg`. */
+static uint32_t reach_of(const struct tcp_pcb *pcb, const struct tcp_seg *seg)
+{
+    return lwip_ntohl(seg->tcphdr->seqno) + seg->len - pcb->lastack;
 }
 
 /*
@@ -67,7 +90,7 @@ static const struct tcp_seg *first_before(const struct tcp_pcb *pcb, uint32_t en
     const struct tcp_seg *first = pcb->unacked;
     if (first == NULL || TCP_SEQ_GEQ(lwip_ntohl(first->tcphdr->seqno), end))
         return NULL;
-    *reach = lwip_ntohl(first->tcphdr->seqno) + first->len - pcb->lastack;
+    *reach = reach_of(pcb, first);
     return *reach <= pcb->snd_wnd ? first : NULL;
 }
 
@@ -97,7 +120,7 @@ static void resend_until(struct stack *s, struct conn *c, uint32_t end)
  * Until what was sent again is acknowledged nothing more is, whatever blocks say: holes behind it
  * show in that ACK. So an application that makes blocks up gets each segment twice at most.
  */
-void loss_heard(struct stack *s, struct conn *c, uint32_t end)
+static void heard_of_hole(struct stack *s, struct conn *c, uint32_t end)
 {
     const struct tcp_pcb *pcb = c->pcb;
     uint32_t reach;
@@ -110,8 +133,60 @@ void loss_heard(struct stack *s, struct conn *c, uint32_t end)
     resend_until(s, c, end);
 }
 
-void loss_acknowledged(struct conn *c)
+/*
+ * What is under way does not fit the window any more: the application has dropped it, or will. What
+ * is being sent again is taken back only for a window of half the size or less.
+ */
+static bool is_taken_back(const struct conn *c, const struct ack_report *report)
+{
+    const struct tcp_pcb *pcb = c->pcb;
+    if (pcb->unacked == NULL || report->ack != pcb->lastack || report->ack != c->seen_ack)
+        return false;
+    uint32_t before = c->resending ? (c->resent_end - pcb->lastack) / 2 : UINT32_MAX;
+    return report->window <= before && report->window < reach_of(pcb, pcb->unacked);
+}
+
+/* lwIP believes in a window that shrinks only with a new ACK (as Linux does, but for 0). */
+static void take_back(struct conn *c, uint32_t window)
+{
+    struct tcp_pcb *pcb = c->pcb;
+    if (tcp_rexmit_rto_prepare(pcb) != ERR_OK)
+        return;
+    pcb->snd_wnd = window;
+    pcb->rtime = 0;
+    c->resending = true;
+    c->resent_end = pcb->lastack + window;
+    c->joins = false;
+}
+
+/* Nothing is under way, and the first segment that waits is larger than the window, which is open.
+ */
+static bool is_stuck(const struct tcp_pcb *pcb)
+{
+    return pcb->unacked == NULL && pcb->unsent != NULL && pcb->snd_wnd > 0 &&
+           reach_of(pcb, pcb->unsent) > pcb->snd_wnd;
+}
+
+/* lwIP copies what it splits off: by halves, that is little even for tiny windows. */
+static void send_what_fits(struct stack *s, struct conn *c)
+{
+    struct tcp_pcb *pcb = c->pcb;
+    const struct tcp_seg *first = pcb->unsent;
+    uint32_t fits = pcb->lastack + pcb->snd_wnd - lwip_ntohl(first->tcphdr->seqno);
+    while (first->len / 2 > fits && tcp_split_unsent_seg(pcb, first->len / 2) == ERR_OK)
+        continue;
+    if (tcp_split_unsent_seg(pcb, (u16_t)fits) == ERR_OK)
+        conn_flush(s, c);
+}
+
+void loss_heard(struct stack *s, struct conn *c, const struct ack_report *report)
 {
     if (c->resending && TCP_SEQ_GEQ(c->pcb->lastack, c->resent_end))
         c->resending = false;
+    if (report->has_hole)
+        heard_of_hole(s, c, report->hole_end);
+    if (is_taken_back(c, report))
+        take_back(c, report->window);
+    if (is_stuck(c->pcb))
+        send_what_fits(s, c);
 }

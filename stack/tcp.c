@@ -23,8 +23,8 @@
  *
  * Super-packets: once the application's MSS is known, lwIP is told a segment size of up to
  * 64 KiB, and the MSS goes with each packet to output_tcp(), or to big_tcp.c, which joins them.
- * What is queued never exceeds what the window takes at once (conn_budget()): lwIP stalls for
- * seconds when a segment turns out to be larger than a window that has shrunk.
+ * What is queued never exceeds what the window takes at once (conn_budget()): lwIP stalls when a
+ * segment turns out to be larger than a window that has shrunk; what loss.c does then is costly.
  *
  * Acknowledgements: a byte is acknowledged when the proxy's socket has taken it (conn_consume()):
  * once a batch if it was two segments or more, else riding on the answer; lwIP's fast timer, every
@@ -372,15 +372,12 @@ void conn_input(struct stack *s, const struct packet *p, const struct packet_inf
     struct pbuf *segment = rx_segment_to_pbuf(s, p, info, buffer);
     if (segment == NULL)
         return; /* out of memory: as if lost on the way */
-    uint32_t hole_end;
-    bool hole = loss_find_hole(p->data, info, &hole_end); /* lwIP may alter or free the segment */
+    const struct ack_report report = loss_read(c, p->data, info);
     conn_feed(s, c, segment);
     if (c->pcb == NULL || c->state != CONN_STATE_OPEN)
         return;
     conn_release_chunks(c, false);
-    loss_acknowledged(c);
-    if (hole)
-        loss_heard(s, c, hole_end);
+    loss_heard(s, c, &report);
     /*
      * A pure window update calls nothing back in lwIP, and an ACK may move no edge: compare both.
      */

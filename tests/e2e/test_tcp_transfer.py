@@ -239,11 +239,13 @@ def lossy(tunnel):
     tunnel.app.run("nft", "delete", "table", "inet", "lossy", check=True)
 
 
-def longest_silence(sock, seed, total):
-    """Of a download that is checked byte by byte, seconds."""
+def longest_silence(sock, seed, total, room_from_half_on=None):
+    """Of a download that is checked byte by byte, seconds; the receive buffer may shrink meanwhile."""
     streams.ask(sock, b"D", seed, total)
     longest, done, before = 0.0, 0, time.monotonic()
     while done < total:
+        if room_from_half_on and done >= total / 2:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room_from_half_on)
         data = sock.recv(min(MIB, total - done))
         assert data and data == streams.piece(seed, done, len(data))
         done += len(data)
@@ -261,6 +263,16 @@ def test_losses_are_made_good_at_once(lab, tunnel, lossy, stream_server):
         with connect(tunnel, host, stream_server.port) as sock:
             silences.append(longest_silence(sock, index, 64 * MIB))
     assert statistics.median(silences) < 0.2 * SLOWER, sorted(silences)
+
+
+@pytest.mark.parametrize("room", [3000, 20000, 60000])
+@pytest.mark.parametrize("options", [(), ("--no-offload",)], ids=["", "no-offload"])
+def test_reader_that_takes_room_back(lab, serve, stream_server, options, room):
+    """What is under way no longer fits and is dropped; what is queued is larger than the window."""
+    with lab.tunnel(serve.url, *options) as tunnel:
+        for index, host in enumerate((lab.world4, lab.world6)):
+            with connect(tunnel, host, stream_server.port) as sock:
+                assert longest_silence(sock, index, 16 * MIB, room) < 2 * SLOWER
 
 
 # --- half-closes ---------------------------------------------------------------------------------
