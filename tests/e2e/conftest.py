@@ -2,11 +2,13 @@
 
 import os
 import signal
+import types
 
 import pytest
 
 import lab as laboratory
 import netns
+from desktop import Desktop
 from rude import Rude
 from suspended import Suspended
 
@@ -61,6 +63,29 @@ def serve(lab):
 def tunnel(lab, serve):
     """A tunnel through `culvert serve`, with default options."""
     yield lab.tunnel(serve.url)
+
+
+@pytest.fixture(scope="module")
+def _desktop(request, lab):
+    """The desktop in use, and how many tests had failed when it was made."""
+    kept = types.SimpleNamespace(made=Desktop(lab), failures=request.session.testsfailed)
+    yield kept
+    kept.made.close()
+
+
+@pytest.fixture
+def desktop(request, lab, _desktop):
+    """One for the module, but another after a test that failed, in whatever state it left the first.
+
+    A test that passes leaves it as it was, or fails for that.
+    """
+    failures = request.session.testsfailed
+    if _desktop.failures != failures:
+        _desktop.made.close()
+        _desktop.made, _desktop.failures = Desktop(lab), failures
+    yield _desktop.made
+    if request.session.testsfailed == failures:
+        _desktop.made.assert_left_alone()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,11 @@
 gw is the LAN's gateway and its resolver. Without culvert the desktop reaches the world through
 gw and mid; `Capture(gw, "d0")` is the LAN side, `Capture(gw, "wan0")` the uplink side.
 
+A capture sees the last packets of connections that were over, for the test, before it began: a proxy
+that says goodbye a moment late looks like a leak. Each test therefore ends with no connection under
+way, and where one needs that in its midst it says `desktop.settle()`; no kind of packet is ever left
+out of what is asserted.
+
 /etc/netns/NAME/resolv.conf is the desktop's resolv.conf, a bind mount in each program.
 """
 
@@ -20,10 +25,12 @@ import threading
 import time
 
 from lab import CULVERT, NAMES, Culvert
-from netns import Namespace, veth
+from netns import Namespace, veth, wait_for
 from servers import DnsServer, TcpServer, UdpEcho, echo
 
 SO_NETNS_COOKIE = 71
+SO_RCVBUFFORCE = 33
+SOL_PACKET, PACKET_STATISTICS = 263, 6
 HOST_NETNS = os.stat("/proc/self/ns/net").st_ino
 LINK_NAMES = {**NAMES, "only.lan": ["192.168.50.9"]}
 
@@ -34,17 +41,21 @@ class State(list):
     def __repr__(self):
         return f"{len(self)} lines"
 
-    def diff(self, other):
-        """What other has more and less."""
-        return [f"- {line}" for line in self if line not in other] + \
-               [f"+ {line}" for line in other if line not in self]
+    def diff(self, other, shown=12):
+        """What other has more and less, in words; of many lines the first few."""
+        lines = [f"- {line}" for line in self if line not in other] + \
+                [f"+ {line}" for line in other if line not in self]
+        if not lines:
+            return "the same lines in another order"
+        more = [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
+        return f"{len(lines)} lines differ: " + "\n".join([*(line[:160] for line in lines[:shown]), *more])
 
 
 class Packet:
     """What of a captured packet the tests look at."""
 
     def __init__(self, frame):
-        self.protocol = self.sport = self.dport = self.icmp_type = 0
+        self.protocol = self.sport = self.dport = self.icmp_type = self.flags = 0
         self.src = self.dst = ""
         kind = struct.unpack("!H", frame[12:14])[0]
         at = 0
@@ -60,6 +71,8 @@ class Packet:
             at = 54
         if self.protocol in (6, 17) and len(frame) >= at + 4:
             self.sport, self.dport = struct.unpack("!HH", frame[at:at + 4])
+            if self.protocol == 6 and len(frame) > at + 13:
+                self.flags = frame[at + 13]
         elif self.protocol in (1, 58) and len(frame) > at:
             self.icmp_type = frame[at]
 
@@ -74,17 +87,19 @@ class Packet:
         return discovery or self.protocol in (0, 2) or self.dst.startswith("ff") or self.src == "::"
 
     def __repr__(self):
-        return f"{self.src}:{self.sport}>{self.dst}:{self.dport}/{self.protocol}"
+        flags = "".join(name for bit, name in enumerate("FSRPAUEC") if self.flags >> bit & 1)
+        return f"{self.src}:{self.sport}>{self.dst}:{self.dport}/{self.protocol}" + (flags and f" {flags}")
 
 
 class Capture:
-    """All IP packets on a link of a namespace while the context lasts, chatter left out."""
+    """All IP packets on a link of a namespace, or on all its links, while the context lasts; chatter left out."""
 
-    def __init__(self, space, link):
+    def __init__(self, space, link=None):
         with space.inside():
             self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        self._sock.bind((link, 3))
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+        self._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 32 << 20)
+        if link:
+            self._sock.bind((link, 3))
         self._sock.settimeout(0.1)
         self._open = True
         self.packets = []
@@ -92,22 +107,35 @@ class Capture:
 
     def _run(self):
         while self._open:
-            try:
-                packet = Packet(self._sock.recv(65535))
-            except socket.timeout:
-                continue
-            if packet.is_ip and not packet.is_chatter:
-                self.packets.append(packet)
+            with contextlib.suppress(socket.timeout):
+                self._read()
+
+    def _read(self):
+        packet = Packet(self._sock.recv(256))
+        if packet.is_ip and not packet.is_chatter:
+            self.packets.append(packet)
 
     def __enter__(self):
         self._thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, failure, *_):
         time.sleep(0.1)
+        missed = not self._thread.is_alive()
         self._open = False
         self._thread.join(3)
+        self._read_rest()
+        dropped = struct.unpack("II", self._sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
         self._sock.close()
+        assert failure or not (missed or dropped), "what was not captured cannot be judged"
+
+    def _read_rest(self):
+        """What had come in when the context ended; on a busy machine the thread is behind."""
+        self._sock.setblocking(False)
+        deadline = time.monotonic() + 3
+        with contextlib.suppress(BlockingIOError):
+            while time.monotonic() < deadline:
+                self._read()
 
     def beside(self, *hosts):
         """The packets that are to and from none of the hosts."""
@@ -115,6 +143,52 @@ class Capture:
 
     def to_port(self, port):
         return [p for p in self.packets if p.dport == port]
+
+
+def connections(space):
+    """The TCP connections that a namespace has an end of: state, local address, peer's address."""
+    with space.inside():
+        out = subprocess.run(["ss", "-Htan"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    for line in out.splitlines():
+        state, _, _, *ends = line.split()[:5]
+        near, far = (end.rpartition(":")[0].partition("%")[0].strip("[]").removeprefix("::ffff:") for end in ends)
+        if state not in ("LISTEN", "TIME-WAIT"):
+            yield state, near, far
+
+
+def under_way(space, peers):
+    """The TCP connections of a namespace's that may yet send something, seen from either end.
+
+    Both count: the one may have forgotten what the other still wants to close. An end whose address the
+    namespace has no longer is that of a program behind a tunnel that has gone: it would say goodbye for
+    minutes, from that address, to somebody who does not know it. It is removed.
+    """
+    own = [line.split()[3].partition("/")[0] for line in space.ip("-o addr").splitlines()]
+    found = []
+    for state, near, far in connections(space):
+        if near.startswith("127.") or near == "::1":
+            continue
+        if near in own:
+            found.append(f"{space.role}: {state} {near} {far}")
+        else:
+            space.run("ss", "-K", "src", near)
+    for peer in peers:
+        found += [f"{peer.role}: {state} {near} {far}" for state, near, far in connections(peer) if far in own]
+    return found
+
+
+def settle(space, peers):
+    """Wait until no connection of a namespace's with `peers`, other namespaces, is under way."""
+    left = []
+
+    def settled():
+        left[:] = under_way(space, peers)
+        return not left
+
+    try:
+        wait_for(settled, "no connection is under way")
+    except AssertionError as problem:
+        raise AssertionError(f"{problem}: {left[:12]}") from None
 
 
 def copy_etc(folder):
@@ -237,6 +311,32 @@ class Desktop:
 
     # --- state ------------------------------------------------------------------------------------
 
+    def settle(self):
+        """Wait until nothing of what was before is on its way."""
+        settle(self.space, self._peers())
+
+        def silent():
+            with Capture(self.gw) as late:
+                pass
+            return late.packets == []
+
+        wait_for(silent, "silence on the links")
+
+    def _peers(self):
+        return self.printer, self.gw, self.lab.mid, self.lab.world
+
+    def assert_left_alone(self):
+        """The end of a test: it has left no culvert behind, no journal, no connection."""
+        running = [up.pid for up in self.processes if up.process.poll() is None]
+        assert not running, f"the test leaves culvert running, process id {running}"
+        self.processes.clear()
+        files = self._files()
+        assert not files, f"the test leaves {files}"
+        settle(self.space, self._peers())
+
+    def _files(self):
+        return glob.glob(f"/run/culvert/{self.state_prefix()}*")
+
     def state_prefix(self):
         """How the names of this namespace's files in /run/culvert begin."""
         with self.space.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -260,15 +360,20 @@ class Desktop:
                     ".stable_secret", "nf_conntrack_count")
         return State(line for line in lines if not any(word in line for word in volatile))
 
-    def assert_state(self, before):
+    def assert_state(self, before, when=""):
         """All is as it was."""
         now = self.state()
-        assert now == before, "\n".join(before.diff(now)) or "the same lines in another order"
+        if now != before:  # no assert: pytest would show how long lists differ, in hundreds of lines
+            raise AssertionError(when + before.diff(now))
 
     def close(self):
         for process in self.processes:
             process.kill()
-        for path in glob.glob(f"/run/culvert/{self.state_prefix()}*"):
+        if under_way(self.space, self._peers()):  # after a test that failed: the next desktop is not to hear of it
+            for peer in self._peers():
+                for address in (self.lan4, self.lan6):
+                    peer.run("ss", "-K", "dst", address)
+        for path in self._files():
             os.unlink(path)
         for server in (self.dns, self.printer_echo, self.printer_udp):
             server.close()

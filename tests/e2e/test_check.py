@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from desktop import Desktop
 from lab import CULVERT, DIRECT, SANITIZER_ENV, FINDINGS
 from netns import Namespace, veth, wait_for
 from proxies import start_microsocks, start_ssh_d
@@ -582,12 +581,6 @@ def test_direct(lab):
 
 
 # --- beside up ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def desktop(lab):
-    with Desktop(lab) as made:
-        yield made
 
 
 def test_up_works_as_said_and_check_works_beside_it(lab, desktop, serve, stun):

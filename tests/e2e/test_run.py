@@ -13,7 +13,7 @@ import time
 import pytest
 
 import lab as laboratory
-from desktop import Capture
+from desktop import Capture, settle
 from lab import CULVERT
 from netns import Namespace, wait_for
 from ordinary import GID, UID, Terminal, User, processes_of_user, sorted_out
@@ -282,6 +282,7 @@ TRY_EVERYTHING = """
 def test_nothing_leaves_while_the_proxy_is_down(lab, host, user):
     """The host's interfaces see attempts to reach the proxy, and no other packet."""
     gateway = host.ip("-4 route get 10.77.0.1").split("via ")[1].split()[0]
+    settle(host, [lab.mid])
     with Capture(host, "up0") as uplink, Capture(host, "lo") as loopback:
         done = user.culvert(f"socks5://{lab.proxy4}:4456",
                             *python(TRY_EVERYTHING.replace("{gateway}", gateway)))
@@ -292,7 +293,8 @@ def test_nothing_leaves_while_the_proxy_is_down(lab, host, user):
     assert uplink.packets and not strange, strange
 
 
-def test_only_the_proxy_is_talked_to(host, user, serve, nginx):
+def test_only_the_proxy_is_talked_to(lab, host, user, serve, nginx):
+    settle(host, [lab.mid])
     with Capture(host, "up0") as uplink, Capture(host, "lo") as loopback:
         done = user.culvert(serve.url, "curl", "-sS", "http://www.test/")
     assert "It goes through." in done.stdout

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 import lab as laboratory
-from desktop import Capture
+from desktop import Capture, settle
 from lab import CULVERT
 from netns import wait_for
 from ordinary import GID, UID, processes_of_user
@@ -127,7 +127,7 @@ def descendants(pid):
     return found
 
 
-def test_all_of_culvert_killed_fails_closed(host, user, serve):
+def test_all_of_culvert_killed_fails_closed(lab, host, user, serve):
     """Whatever is killed, the command hears that there is no network, and nothing goes beside."""
     command = ("echo ready; read x; curl -sS -m 3 http://10.88.0.2/; echo $?; "
                "curl -sS -g -m 3 'http://[fd88::2]/'; echo $?; "
@@ -144,6 +144,7 @@ def test_all_of_culvert_killed_fails_closed(host, user, serve):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not any(os.path.exists(f"/proc/{pid}/exe") for pid in victims), "they are gone")
+    settle(host, [lab.mid])
     with Capture(host, "up0") as uplink:
         out, _ = process.communicate("go\n", timeout=20)
     assert out.split() == ["7", "7", "9"] and uplink.packets == []

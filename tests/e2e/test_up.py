@@ -8,14 +8,8 @@ import time
 
 import pytest
 
-from desktop import Capture, Desktop
+from desktop import Capture
 from netns import wait_for
-
-
-@pytest.fixture(scope="module")
-def desktop(lab):
-    with Desktop(lab) as made:
-        yield made
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from desktop import Capture, Desktop
+from desktop import Capture
 from lab import CULVERT
 from netns import Namespace, veth, wait_for
 from proxies import make_keys, ssh_command, start_sshd
@@ -23,13 +23,7 @@ PORT = 2022
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-@pytest.fixture(scope="module")
-def desktop(lab):
-    with Desktop(lab) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def service(desktop):
     """What the desktop serves, on all its addresses of both families."""
     server = TcpServer(desktop.space, echo, port=PORT)

@@ -8,16 +8,10 @@ import time
 
 import pytest
 
-from desktop import Capture, Desktop, Wrapped
+from desktop import Capture, Wrapped
 from lab import CULVERT
 from netns import wait_for
 from test_up import exchange
-
-
-@pytest.fixture(scope="module")
-def desktop(lab):
-    with Desktop(lab) as made:
-        yield made
 
 
 @pytest.mark.parametrize("level", (0, 1, 2))

@@ -11,7 +11,6 @@ import subprocess
 import pytest
 
 import lab as laboratory
-from desktop import Desktop
 from netns import wait_for
 
 STEP = int(os.environ.get("UP_KILL_STEP", "16"))
@@ -27,12 +26,6 @@ def killer(tmp_path_factory):
     if "__asan_init" in asan:
         pytest.skip("the sanitizers want to be loaded first")
     return library
-
-
-@pytest.fixture(scope="module")
-def desktop(lab):
-    with Desktop(lab) as made:
-        yield made
 
 
 def run_until_killed(desktop, killer, at, count_file, *argv):
@@ -64,8 +57,7 @@ def test_killed_at_any_stage(desktop, serve, killer, tmp_path, rp_filter, option
         assert status == -signal.SIGKILL, f"stage {at} of {total}: status {status}"
         done = desktop.down()
         assert done.returncode == 0, f"stage {at} of {total}: {done.stderr}"
-        now = desktop.state()
-        assert now == before, f"stage {at} of {total}:\n" + "\n".join(before.diff(now))
+        desktop.assert_state(before, f"stage {at} of {total}: ")
 
 
 @pytest.mark.deadline(600)

@@ -11,19 +11,13 @@ import threading
 
 import pytest
 
-from desktop import Capture, Desktop
+from desktop import Capture
 from netns import veth, wait_for
 from test_up import exchange
 from test_up_who import QUERY
 
 ECHO4, ECHO6 = bytes.fromhex("0800f7fe00000001"), bytes.fromhex("8000000000000001")
 EXPERIMENT = 253  # an IP protocol that nobody carries (RFC 3692)
-
-
-@pytest.fixture(scope="module")
-def desktop(lab):
-    with Desktop(lab) as made:
-        yield made
 
 
 class Babble:

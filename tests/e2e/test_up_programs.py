@@ -5,17 +5,11 @@ import subprocess
 
 import pytest
 
-from desktop import Capture, Desktop
+from desktop import Capture
 from netns import wait_for
 from programs import Nginx, many_images
 from proxies import make_keys, ssh_command, start_sshd
 from test_run import STATIC
-
-
-@pytest.fixture(scope="module")
-def desktop(lab):
-    with Desktop(lab) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

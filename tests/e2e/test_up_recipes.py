@@ -6,17 +6,11 @@ import time
 import pytest
 
 import proxies
-from desktop import Capture, Desktop
+from desktop import Capture
 from netns import wait_for
 from servers import TcpServer
 from test_up import exchange
 from test_up_changes import run_as
-
-
-@pytest.fixture(scope="module")
-def desktop(lab):
-    with Desktop(lab) as made:
-        yield made
 
 
 def test_vpn_of_ssh(desktop, lab, tmp_path):
@@ -92,6 +86,7 @@ def test_ipv6_that_the_device_cannot_have_does_not_leak(desktop, lab, serve):
     before = desktop.state()
     with desktop.up(serve.url):
         exchange(desktop.space, lab.world4)
+        desktop.settle()
         with Capture(desktop.gw, "wan0") as uplink:
             with pytest.raises(OSError):
                 exchange(desktop.space, lab.world6)

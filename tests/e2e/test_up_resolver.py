@@ -11,18 +11,12 @@ import time
 
 import pytest
 
-from desktop import Capture, Desktop, Wrapped, copy_etc
+from desktop import Capture, Wrapped, copy_etc
 from lab import CULVERT
 from netns import wait_for
 from test_up import exchange
 
 ORIGINAL = "# by hand\nnameserver 192.168.50.1\nsearch lan"  # no newline at the end
-
-
-@pytest.fixture(scope="module")
-def desktop(lab):
-    with Desktop(lab) as made:
-        yield made
 
 
 def listing(folder):
@@ -200,7 +194,7 @@ def test_after_a_power_failure(desktop, serve, tmp_path):
 def dnsmasq(desktop):
     """It forwards to the LAN's resolver, as the user nobody."""
     process = desktop.space.popen("dnsmasq", "-k", "-C", "/dev/null", "--user=nobody", "--no-resolv",
-                                  "--no-hosts", "--listen-address=127.0.0.1", "--bind-interfaces",
+                                  "--no-hosts", "--pid-file", "--listen-address=127.0.0.1", "--bind-interfaces",
                                   f"--server={desktop.gateway4}", stderr=subprocess.DEVNULL)
     wait_for(lambda: desktop.space.listening(53), "dnsmasq listens")
     desktop.space.set_resolver("127.0.0.1")

@@ -11,19 +11,13 @@ import time
 
 import pytest
 
-from desktop import Capture, Desktop, Wrapped
+from desktop import Capture, Wrapped
 from netns import Namespace, veth, wait_for
 from test_up import exchange
 from test_up_changes import run_as
 
 
 TUNNEL = ("198.18.0.1", "fdc0:4c56::1")  # the addresses that captured sockets have
-
-
-@pytest.fixture(scope="module")
-def desktop(lab):
-    with Desktop(lab) as made:
-        yield made
 
 
 def test_excluded_users(desktop, lab, serve):
@@ -55,6 +49,7 @@ def test_bypass(desktop, lab, serve):
         with Capture(desktop.gw, "wan0") as uplink:
             exchange(desktop.space, lab.world4)
         assert uplink.beside(lab.world4) == []
+        desktop.settle()
         with Capture(desktop.gw, "wan0") as uplink:
             exchange(desktop.space, lab.world6)
         assert uplink.beside(lab.proxy4) == []
@@ -94,6 +89,7 @@ def test_kill_switch(desktop, lab, serve):
     up = desktop.up(serve.url, "--kill-switch", "--bypass", "10.88.0.3/32")
     exchange(desktop.space, lab.world4)
     exchange(desktop.space, desktop.printer4)
+    desktop.settle()  # before the kill, so that nothing has to be left out after it
     up.kill()
     wait_for(lambda: "culvert0" not in desktop.space.links(), "the device is gone")
     with Capture(desktop.gw, "wan0") as uplink, Capture(desktop.gw, "d0") as lan:
@@ -272,6 +268,7 @@ def test_excluded_cgroup(desktop, lab, serve, cgroup):
                 done = in_cgroup(desktop, cgroup, host)
             assert done.returncode == 0, done.stderr
             assert uplink.packets and uplink.beside(host) == []
+            desktop.settle()
         with Capture(desktop.gw, "wan0") as uplink:
             exchange(desktop.space, lab.world4)
         assert uplink.beside(lab.proxy4) == []
@@ -286,6 +283,7 @@ def test_included_cgroup(desktop, lab, serve, cgroup):
                 done = in_cgroup(desktop, cgroup, host)
             assert done.returncode == 0, done.stderr
             assert uplink.packets and uplink.beside(lab.proxy4) == []
+        desktop.settle()
         with Capture(desktop.gw, "wan0") as uplink:
             exchange(desktop.space, lab.world4)
         assert uplink.beside(lab.world4) == []
