@@ -533,6 +533,7 @@ static void on_dialed(void *arg, const struct dial_result *r)
         f->hung_up = r->hung_up;
         set_state(f, TCP_FLOW_ACCEPTING);
         f->room = outbound_room(f->fd);
+        stack_set_time(stack, loop_now(f->owner->worker->loop));
         if (loop_take_over(f->owner->worker->loop, &f->io, r->watch, LOOP_READ, on_socket, f) == 0)
             conn_accept(stack, &f->conn, f->room);
         else

@@ -131,18 +131,22 @@ bool window_is_overrun(const struct conn *c, const uint8_t *ip, const struct pac
 
 /* What an application's segment says of what was sent to it, in host byte order. */
 struct ack_report {
-    uint32_t ack;      /* sequence number */
-    uint32_t window;   /* bytes, scaled */
-    bool has_hole;     /* something beyond `ack` is acknowledged (RFC 2018) */
-    uint32_t hole_end; /* sequence number where the first hole ends */
+    uint32_t ack;                  /* sequence numbers, all but `window` */
+    uint32_t window;               /* bytes, scaled */
+    bool has_hole;                 /* something beyond `ack` is acknowledged (RFC 2018) */
+    uint32_t hole_end, sacked_end; /* where the first hole and the last block end */
 };
 
+/* The application has acknowledged the SYN-ACK; lwIP's control block is about to know. */
+void loss_start(const struct stack *s, struct conn *c);
 /* What the TCP packet at `ip`, parsed, says; before lwIP has it, which alters or frees it. */
 struct ack_report loss_read(const struct conn *c, const uint8_t *ip,
                             const struct packet_info *info);
 /* lwIP has processed that segment of an open conn: send again what is lost, unless that was done.
  */
 void loss_heard(struct stack *s, struct conn *c, const struct ack_report *report);
+/* TICK_MS have passed for a conn that lwIP's timers concern. */
+void loss_tick(struct stack *s, struct conn *c);
 
 /* --- big_tcp.c -------------------------------------------------------------------------------- */
 

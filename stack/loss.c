@@ -6,8 +6,14 @@
  * timer, 300 ms or more. But a TUN device keeps the order, so that one selective acknowledgment of
  * what lies behind a hole (RFC 2018) says that the hole is lost; the duplicate ACKs that RFC 6675 5
  * waits for are those of networks that reorder. The hole is sent again at once, whole and once,
- * with the congestion window of lwIP's own fast retransmit (RFC 5681 3.2). If it is lost again, or
- * nothing was sent behind it, the timer is there.
+ * with the congestion window of lwIP's own fast retransmit (RFC 5681 3.2); and again if something
+ * is acknowledged that was sent later, as then it is lost again.
+ *
+ * If nothing was sent later, no ACK tells of it. But two segments are acknowledged at once (RFC
+ * 9293 3.8.6.3), so that after two ticks without progress lwIP's timer need not be waited for: all
+ * is sent again as when it runs out. (RFC 8985 7 probes for the same reason, after two round
+ * trips.) That is for those whose handshake says that they are near: on this machine, or on its
+ * network.
  *
  * A block that reports a duplicate lies below the ACK (RFC 2883 4) and tells of no hole.
  *
@@ -23,22 +29,39 @@
 
 enum { OPTION_END = 0, OPTION_NOP = 1, OPTION_SACK = 5, SACK_BLOCK_LEN = 8 };
 
-/* The lowest of the blocks that begin above `ack`, in one SACK option of `len` bytes. */
-static bool lowest_block(const uint8_t *option, size_t len, uint32_t ack, uint32_t *begin)
+enum {
+    NEAR_MS = 20,
+    SILENT_TICKS = 2,   /* TICK_MS each; twice as many after each time */
+    EARLY_TIMEOUTS = 3, /* in a row; then lwIP's, which give up after some minutes */
+    /*
+     * Of round trips, in lwIP's slow ticks, as it is about to measure the first: it would give that
+     * no more weight than to any other (RFC 6298 2.2), and wait a second for the first losses.
+     */
+    FIRST_DEVIATION = 4,
+};
+
+void loss_start(const struct stack *s, struct conn *c)
 {
-    bool found = false;
-    for (size_t at = 2; at + SACK_BLOCK_LEN <= len; at += SACK_BLOCK_LEN) {
-        uint32_t left = get_u32(option + at);
-        if (TCP_SEQ_GT(left, ack) && (!found || TCP_SEQ_LT(left, *begin))) {
-            *begin = left;
-            found = true;
-        }
-    }
-    return found;
+    c->is_near = (uint32_t)s->now_ms - c->accepted_ms < NEAR_MS;
+    c->pcb->sv = FIRST_DEVIATION;
 }
 
-/* Does the segment tell of a hole, and where does the first end? */
-static bool find_hole(const uint8_t *tcp, size_t len, uint32_t *end)
+/* One SACK option of `len` bytes: the first hole ends at the lowest block above the ACK. */
+static void read_blocks(const uint8_t *option, size_t len, struct ack_report *report)
+{
+    for (size_t at = 2; at + SACK_BLOCK_LEN <= len; at += SACK_BLOCK_LEN) {
+        uint32_t left = get_u32(option + at), right = get_u32(option + at + 4);
+        if (TCP_SEQ_LEQ(left, report->ack))
+            continue;
+        if (!report->has_hole || TCP_SEQ_LT(left, report->hole_end))
+            report->hole_end = left;
+        if (!report->has_hole || TCP_SEQ_GT(right, report->sacked_end))
+            report->sacked_end = right;
+        report->has_hole = true;
+    }
+}
+
+static void read_options(const uint8_t *tcp, size_t len, struct ack_report *report)
 {
     for (size_t at = TCP_HLEN; at < len && tcp[at] != OPTION_END;) {
         if (tcp[at] == OPTION_NOP) {
@@ -46,12 +69,11 @@ static bool find_hole(const uint8_t *tcp, size_t len, uint32_t *end)
             continue;
         }
         if (at + 2 > len || tcp[at + 1] < 2 || at + tcp[at + 1] > len)
-            return false;
+            return;
         if (tcp[at] == OPTION_SACK)
-            return lowest_block(tcp + at, tcp[at + 1], get_u32(tcp + 8), end);
+            read_blocks(tcp + at, tcp[at + 1], report);
         at += tcp[at + 1];
     }
-    return false;
 }
 
 struct ack_report loss_read(const struct conn *c, const uint8_t *ip, const struct packet_info *info)
@@ -61,7 +83,7 @@ struct ack_report loss_read(const struct conn *c, const uint8_t *ip, const struc
         .ack = get_u32(tcp + 8),
         .window = c->pcb ? (uint32_t)get_u16(tcp + 14) << c->pcb->snd_scale : 0,
     };
-    report.has_hole = find_hole(tcp, info->transport_header_len, &report.hole_end);
+    read_options(tcp, info->transport_header_len, &report);
     return report;
 }
 
@@ -112,19 +134,30 @@ static void resend_until(struct stack *s, struct conn *c, uint32_t end)
     }
     pcb->nrtx = tries;
     pcb->rtime = 0;
+    c->resent_before = pcb->snd_nxt;
     tcp_output(pcb);
     conn_leave(s, c);
 }
 
+/* Something has come that was sent after what was sent again, which therefore is lost again. */
+static bool is_lost_again(const struct conn *c, const struct ack_report *report)
+{
+    return TCP_SEQ_GT(report->sacked_end, c->resent_before) &&
+           TCP_SEQ_LEQ(report->sacked_end, c->pcb->snd_nxt);
+}
+
 /*
  * Until what was sent again is acknowledged nothing more is, whatever blocks say: holes behind it
- * show in that ACK. So an application that makes blocks up gets each segment twice at most.
+ * show in that ACK. So an application that makes blocks up gets each segment twice at most, and
+ * once more for each that is new.
  */
-static void heard_of_hole(struct stack *s, struct conn *c, uint32_t end)
+static void heard_of_hole(struct stack *s, struct conn *c, const struct ack_report *report)
 {
     const struct tcp_pcb *pcb = c->pcb;
-    uint32_t reach;
-    if (c->resending || TCP_SEQ_LEQ(end, pcb->lastack) || TCP_SEQ_GEQ(end, pcb->snd_nxt) ||
+    uint32_t end = report->hole_end, reach;
+    if (c->resending && !is_lost_again(c, report))
+        return;
+    if (TCP_SEQ_LEQ(end, pcb->lastack) || TCP_SEQ_GEQ(end, pcb->snd_nxt) ||
         first_before(pcb, end, &reach) == NULL)
         return;
     c->resending = true;
@@ -156,6 +189,7 @@ static void take_back(struct conn *c, uint32_t window)
     pcb->rtime = 0;
     c->resending = true;
     c->resent_end = pcb->lastack + window;
+    c->resent_before = pcb->snd_nxt;
     c->joins = false;
 }
 
@@ -179,12 +213,46 @@ static void send_what_fits(struct stack *s, struct conn *c)
         conn_flush(s, c);
 }
 
+/* --- silence ---------------------------------------------------------------------------------- */
+
+static void time_out(struct stack *s, struct conn *c)
+{
+    struct tcp_pcb *pcb = c->pcb;
+    if (tcp_rexmit_rto_prepare(pcb) != ERR_OK)
+        return;
+    c->joins = false;
+    pcb->ssthresh = LWIP_MAX(LWIP_MIN(pcb->cwnd, pcb->snd_wnd) / 2, 2u * pcb->mss);
+    pcb->cwnd = pcb->mss;
+    pcb->rtime = 0;
+    conn_enter(s, c);
+    tcp_rexmit_rto_commit(pcb);
+    conn_leave(s, c);
+    if (is_stuck(pcb))
+        send_what_fits(s, c);
+}
+
+void loss_tick(struct stack *s, struct conn *c)
+{
+    const struct tcp_pcb *pcb = c->pcb;
+    bool much = pcb->unacked != NULL && pcb->snd_nxt - pcb->lastack >= 2u * c->mss;
+    if (!c->is_near || !much || pcb->nrtx >= EARLY_TIMEOUTS) {
+        c->silent_ticks = 0;
+        return;
+    }
+    if (++c->silent_ticks < SILENT_TICKS << pcb->nrtx)
+        return;
+    c->silent_ticks = 0;
+    time_out(s, c);
+}
+
 void loss_heard(struct stack *s, struct conn *c, const struct ack_report *report)
 {
+    if (c->pcb->lastack != c->seen_ack)
+        c->silent_ticks = 0;
     if (c->resending && TCP_SEQ_GEQ(c->pcb->lastack, c->resent_end))
         c->resending = false;
     if (report->has_hole)
-        heard_of_hole(s, c, report->hole_end);
+        heard_of_hole(s, c, report);
     if (is_taken_back(c, report))
         take_back(c, report->window);
     if (is_stuck(c->pcb))

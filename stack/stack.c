@@ -254,6 +254,11 @@ void stack_tick(struct stack *s, uint64_t now_ms)
     s->ops->batch_end(s->ctx);
 }
 
+void stack_set_time(struct stack *s, uint64_t now_ms)
+{
+    s->now_ms = now_ms;
+}
+
 void stack_trim(struct stack *s)
 {
     rx_buffers_trim(s);

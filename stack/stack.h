@@ -73,8 +73,13 @@ struct conn {
     uint8_t owner;   /* for core: which of its structures embeds this conn */
     bool fin_wanted; /* conn_shutdown() was called */
     bool joins;      /* may be sent packets above 64 KiB: big_tcp.c */
-    bool resending;  /* what was lost before `resent_end`: loss.c */
-    uint32_t resent_end;
+    /* Losses, loss.c: */
+    uint32_t resent_end;    /* sequence number; what lies before it was sent again */
+    uint32_t resent_before; /* ... and what lies here or beyond was sent later than that */
+    uint32_t accepted_ms;   /* when the SYN-ACK went out */
+    bool resending;         /* what lies before `resent_end` is not acknowledged yet */
+    bool is_near;           /* its ACK came soon: silence is not the way's length */
+    uint8_t silent_ticks;   /* with much under way and nothing acknowledged */
 };
 
 enum { STACK_BATCH_MAX = 64 };
@@ -128,6 +133,8 @@ int stack_receive(struct stack *s, unsigned max_packets, uint64_t now_ms);
  */
 uint64_t stack_next_tick(const struct stack *s);
 void stack_tick(struct stack *s, uint64_t now_ms);
+/* Time has passed since either of them; before conn_accept(), which times the handshake. */
+void stack_set_time(struct stack *s, uint64_t now_ms);
 /* Give the pooled receive buffers back, up to 12 MB after a burst; they are made anew when needed.
  */
 void stack_trim(struct stack *s);

@@ -228,6 +228,7 @@ static err_t on_accepted(void *arg, struct tcp_pcb *pcb, err_t error)
     unsigned segments = (unsigned)TCP_MSS / c->mss;
     segments = segments < SEGMENTS_PER_PACKET ? segments : SEGMENTS_PER_PACKET;
     pcb->mss = (u16_t)(segments * c->mss);
+    loss_start(s, c);
     tcp_nagle_disable(pcb);
     c->state = CONN_STATE_OPEN;
     conn_note(s, c, CONN_OPENED);
@@ -431,6 +432,7 @@ void conn_accept(struct stack *s, struct conn *c, size_t room)
     struct pbuf *syn = c->held_syn;
     c->held_syn = NULL;
     c->state = CONN_STATE_ACCEPTED;
+    c->accepted_ms = (uint32_t)s->now_ms;
     pbuf_remove_header(syn, c->held_ip_len);
     s->listener->local_port = c->dst.port;
     s->listener->callback_arg = c;
@@ -614,6 +616,8 @@ void conn_tick(struct stack *s)
     if (list_empty(&s->busy) || s->now_ms < s->next_tick_ms)
         return;
     s->next_tick_ms = s->now_ms + TICK_MS;
+    LIST_EACH (it, &s->busy)
+        loss_tick(s, CONTAINER_OF(it, struct conn, busy));
     struct link concerned;
     list_init(&concerned);
     tcp_active_pcbs = NULL;

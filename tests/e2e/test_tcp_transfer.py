@@ -230,8 +230,8 @@ def test_guests_taken_for_applications(lab, tunnel, guest, stream_server, family
 
 @pytest.fixture
 def lossy(tunnel):
-    """Of what comes out of the tunnel, acknowledgments apart, every hundredth packet is dropped."""
-    drop = "numgen random mod 100 == 0 drop"
+    """Of what comes out of the tunnel, acknowledgments apart, every twentieth packet is dropped."""
+    drop = "numgen random mod 20 == 0 drop"
     tunnel.app.run("nft", "-f", "-", check=True, input=(
         "table inet lossy {\n chain on_arrival {\n  type filter hook prerouting priority raw;\n"
         f"  iifname culvert0 meta length > 100 {drop}\n }}\n}}\n"))
@@ -256,7 +256,7 @@ def longest_silence(sock, seed, total, room_from_half_on=None):
 @pytest.mark.skipif(DIRECT, reason="the losses are culvert's")
 @pytest.mark.deadline(120)
 def test_losses_are_made_good_at_once(lab, tunnel, lossy, stream_server):
-    """Mostly without lwIP's timer, which takes 300 ms; that is left for a last packet."""
+    """Lost twice as well, and without lwIP's timer, which takes 300 ms and more."""
     silences = []
     for index in range(20):
         host = lab.world4 if index % 2 else lab.world6

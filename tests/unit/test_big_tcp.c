@@ -278,7 +278,7 @@ static void test_fin_goes_by_itself(void **state)
     end(&load);
 }
 
-/* Lost on the way: lwIP sends its segments again, whatever they were joined to. */
+/* Lost on the way: its segments are sent again after a silence, whatever they were joined to. */
 static void test_a_lost_packet_comes_again(void **state)
 {
     (void)state;
@@ -288,7 +288,7 @@ static void test_a_lost_packet_comes_again(void **state)
     assert_int_equal(card.bigs, 1);
     for (int i = 0; i < 40 && load.received < load.sent; i++) {
         card.bigs = 0;
-        pass_time(&load.f, 500);
+        pass_time(&load.f, 150);
         if (card.bigs > 0)
             check_big(&load);
         take_small(&load);

@@ -29,20 +29,26 @@ static void expect_segment(unsigned segment)
     assert_memory_equal(got.payload, load.chunk->bytes + segment * LEN, LEN);
 }
 
-/* Ten segments are under way, in ten packets; the window for them is open. */
-static void begin(bool v6)
+static void send_flight(void)
 {
-    memset(&load, 0, sizeof load);
-    setup(&load.f);
-    load.peer = connect_peer(&load.f, v6);
     load.first = load.peer.ack;
-    load.chunk = new_chunk();
+    load.chunk->released = 0; /* it was, if all of it was acknowledged */
     for (unsigned i = 0; i < COUNT; i++) {
         assert_true(conn_room(load.f.last) >= LEN);
         conn_send(load.f.stack, load.f.last, &load.chunk->chunk, load.chunk->bytes + i * LEN, LEN);
         conn_flush(load.f.stack, load.f.last);
         expect_segment(i);
     }
+}
+
+/* Ten segments are under way, in ten packets; the window for them is open. */
+static void begin(bool v6)
+{
+    memset(&load, 0, sizeof load);
+    setup(&load.f);
+    load.peer = connect_peer(&load.f, v6);
+    load.chunk = new_chunk();
+    send_flight();
 }
 
 static void end(void)
@@ -105,6 +111,29 @@ static void test_and_only_once(void **state)
     report(1, 0, 1); /* a duplicate came, and nothing is missing of what lies below it */
     expect_silence(&load.f);
     acknowledge(COUNT, NULL, 0);
+    expect_silence(&load.f);
+    end();
+}
+
+/* What was sent after the hole was filled has come, and the hole is there still: lost again. */
+static void test_and_again_if_lost_again(void **state)
+{
+    (void)state;
+    begin(false);
+    report(0, 1, COUNT);
+    expect_segment(0);
+    for (unsigned i = COUNT; i < COUNT + 3; i++) {
+        conn_send(load.f.stack, load.f.last, &load.chunk->chunk, load.chunk->bytes + i * LEN, LEN);
+        conn_flush(load.f.stack, load.f.last);
+        expect_segment(i);
+    }
+    report(0, 1, COUNT + 1);
+    expect_segment(0);
+    report(0, 1, COUNT + 2); /* this one was sent before that */
+    report(0, 1, COUNT + 3);
+    report(0, 1, COUNT + 9); /* never sent */
+    expect_silence(&load.f);
+    acknowledge(COUNT + 3, NULL, 0);
     expect_silence(&load.f);
     end();
 }
@@ -270,16 +299,190 @@ static void test_a_wide_hole_is_sent_again_whole(void **state)
     end();
 }
 
-/* Lost again, or with nothing behind it: lwIP's timer. */
-static void test_the_timer_is_there(void **state)
+/* --- silence --- */
+
+enum { EARLY_MS = 150, AT_ONCE_MS = 40, LATE_MS = 190 };
+
+static void expect_flight_again(void)
+{
+    for (unsigned i = 0; i < COUNT; i++)
+        expect_segment(i);
+    expect_silence(&load.f);
+}
+
+/* Lost again, or with nothing behind it: there is an ACK that does not come. */
+static void test_silence_is_a_loss(void **state)
 {
     (void)state;
     begin(false);
+    pass_time(&load.f, AT_ONCE_MS);
+    expect_silence(&load.f);
+    pass_time(&load.f, EARLY_MS - AT_ONCE_MS);
+    expect_flight_again();
     report(0, 1, COUNT);
     expect_segment(0);
     expect_silence(&load.f);
-    pass_time(&load.f, 3000);
-    expect_segment(0);
+    pass_time(&load.f, 2 * EARLY_MS);
+    expect_flight_again();
+    acknowledge(COUNT, NULL, 0);
+    expect_silence(&load.f);
+    end();
+}
+
+/* An ACK of something says that the way is there; one of nothing does not. */
+static void test_progress_is_no_silence(void **state)
+{
+    (void)state;
+    begin(false);
+    for (unsigned i = 1; i < COUNT - 2; i++) {
+        pass_time(&load.f, AT_ONCE_MS);
+        acknowledge(i, NULL, 0);
+    }
+    expect_silence(&load.f);
+    for (unsigned i = 0; i < 4; i++) {
+        pass_time(&load.f, AT_ONCE_MS);
+        acknowledge(COUNT - 3, NULL, 0);
+    }
+    for (unsigned i = COUNT - 3; i < COUNT; i++)
+        expect_segment(i);
+    expect_silence(&load.f);
+    end();
+}
+
+/* The ACK of less than two segments may be delayed: lwIP's timer. */
+static void test_a_delayed_ack_is_no_silence(void **state)
+{
+    (void)state;
+    begin(false);
+    acknowledge(COUNT - 1, NULL, 0);
+    pass_time(&load.f, LATE_MS);
+    expect_silence(&load.f);
+    pass_time(&load.f, EARLY_MS);
+    expect_segment(COUNT - 1);
+    expect_silence(&load.f);
+    end();
+}
+
+/* Each time twice as long, then lwIP's timer: no connection ends sooner for it. */
+static void test_silence_that_lasts(void **state)
+{
+    (void)state;
+    begin(false);
+    unsigned times = 0;
+    for (unsigned ms = 0; ms < 220 * 1000; ms += 50) {
+        pass_time(&load.f, 50);
+        assert_false(conn_is_over(load.f.last));
+        times += pop(&load.f, &got);
+        while (pop(&load.f, &got))
+            continue;
+    }
+    assert_in_range(times, 9, 13);
+    end();
+}
+
+/* Whose handshake takes longer is far away, and an ACK takes as long: lwIP's timer. */
+static void test_a_long_way_is_no_silence(void **state)
+{
+    static const struct {
+        unsigned handshake_ms;
+        bool is_near;
+    } rows[] = {{0, true}, {19, true}, {20, false}, {1000, false}};
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        memset(&load, 0, sizeof load);
+        setup(&load.f);
+        load.peer = peer_of(false);
+        send_syn(&load.peer);
+        load.f.now += 500; /* until the proxy has connected */
+        stack_set_time(load.f.stack, load.f.now);
+        conn_accept(load.f.stack, load.f.last, SIZE_MAX);
+        load.f.now += rows[i].handshake_ms;
+        finish_handshake(&load.peer);
+        load.chunk = new_chunk();
+        send_flight();
+        pass_time(&load.f, EARLY_MS);
+        if (rows[i].is_near)
+            expect_flight_again();
+        expect_silence(&load.f);
+        end();
+    }
+}
+
+/* --- windows that shrink --- */
+
+static void acknowledge_with_window(unsigned ack, uint16_t window)
+{
+    load.peer.ack = seq_of(ack);
+    load.peer.window = window;
+    send_segment(&load.peer, ACK, NULL, 0, NULL, 0);
+}
+
+static void expect_bytes(unsigned offset, size_t len)
+{
+    expect_flags(&load.f, ACK);
+    assert_int_equal(got.seq, load.first + offset);
+    assert_int_equal(got.payload_len, len);
+    assert_memory_equal(got.payload, load.chunk->bytes + offset, len);
+}
+
+/* What was under way does not fit any more: what does fit goes out again, piece by piece. */
+static void test_a_window_that_shrinks(void **state)
+{
+    (void)state;
+    begin(false);
+    acknowledge_with_window(2, 300);
+    expect_silence(&load.f); /* the rest may still arrive */
+    acknowledge_with_window(2, 300);
+    expect_bytes(2000, 300);
+    expect_silence(&load.f);
+    load.peer.ack = load.first + 2300;
+    load.peer.window = 60000;
+    send_segment(&load.peer, ACK, NULL, 0, NULL, 0);
+    for (unsigned at = 2300; at < COUNT * LEN; at += (unsigned)got.payload_len) {
+        assert_true(pop(&load.f, &got));
+        assert_int_equal(got.seq, load.first + at);
+        assert_memory_equal(got.payload, load.chunk->bytes + at, got.payload_len);
+    }
+    expect_silence(&load.f);
+    acknowledge_with_window(COUNT, 60000);
+    end();
+}
+
+/* What was sent again is sent once more for half the window, not for a little less. */
+static void test_a_window_that_goes_on_shrinking(void **state)
+{
+    static const struct {
+        uint16_t window;
+        size_t again; /* bytes; 0: nothing */
+    } rows[] = {{299, 0}, {151, 0}, {150, 150}, {1, 1}};
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        begin(false);
+        acknowledge_with_window(2, 300);
+        acknowledge_with_window(2, 300);
+        expect_bytes(2000, 300);
+        acknowledge_with_window(2, rows[i].window);
+        if (rows[i].again > 0)
+            expect_bytes(2000, rows[i].again);
+        expect_silence(&load.f);
+        end();
+    }
+}
+
+/* It shuts, and what is under way is dropped: it goes out when it opens, without a timer. */
+static void test_a_window_that_shuts(void **state)
+{
+    (void)state;
+    begin(false);
+    acknowledge_with_window(2, 0);
+    acknowledge_with_window(2, 0);
+    expect_silence(&load.f);
+    acknowledge_with_window(2, 500);
+    expect_bytes(2000, 500);
+    load.peer.ack = load.first + 2500;
+    send_segment(&load.peer, ACK, NULL, 0, NULL, 0);
+    expect_bytes(2500, 500);
+    expect_silence(&load.f);
     end();
 }
 
@@ -421,6 +624,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_hole_is_sent_again_at_once),
         cmocka_unit_test(test_and_only_once),
+        cmocka_unit_test(test_and_again_if_lost_again),
         cmocka_unit_test(test_a_growing_hole_is_sent_once),
         cmocka_unit_test(test_parts_of_a_segment_are_no_holes),
         cmocka_unit_test(test_partial_acknowledgments),
@@ -428,7 +632,14 @@ int main(void)
         cmocka_unit_test(test_what_tells_of_no_hole),
         cmocka_unit_test(test_holes_do_not_end_the_connection),
         cmocka_unit_test(test_a_wide_hole_is_sent_again_whole),
-        cmocka_unit_test(test_the_timer_is_there),
+        cmocka_unit_test(test_silence_is_a_loss),
+        cmocka_unit_test(test_progress_is_no_silence),
+        cmocka_unit_test(test_a_delayed_ack_is_no_silence),
+        cmocka_unit_test(test_silence_that_lasts),
+        cmocka_unit_test(test_a_long_way_is_no_silence),
+        cmocka_unit_test(test_a_window_that_shrinks),
+        cmocka_unit_test(test_a_window_that_goes_on_shrinking),
+        cmocka_unit_test(test_a_window_that_shuts),
         cmocka_unit_test(test_a_chunk_is_kept_with_its_segment),
         cmocka_unit_test(test_beyond_the_window_behind_a_hole),
         cmocka_unit_test(test_beyond_a_fin_behind_a_hole),
