@@ -118,10 +118,13 @@ def test_nothing_leaks_with_a_kill_switch(desktop, lab, serve):
         wait_for(lambda: up.workers() and up.brokers(), "they are replaced")
         exchange(desktop.space, lab.world4)
         for choose in (lambda tree: tree[:1], lambda tree: tree, lambda tree: reversed(tree)):
-            up.checked = True
-            kill(choose(up.tree()))
-            up.process.wait(5)
-            babble.goes_on()
+            with desktop.space.connect(lab.world4, 7) as half_way:  # says more when its tunnel has gone
+                up.checked = True
+                kill(choose(up.tree()))
+                up.process.wait(5)
+                with contextlib.suppress(OSError):
+                    half_way.sendall(b"more")
+                babble.goes_on()
             up = desktop.up(serve.url, "--kill-switch")
             babble.goes_on()
         exchange(desktop.space, lab.world6)
