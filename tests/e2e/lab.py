@@ -132,6 +132,15 @@ class Culvert:
     def workers(self):
         return self.children("culvert-worker")
 
+    def kill_workers(self, times):
+        """Kill its one worker, and each that comes in its place; the dead are seen until it has buried them."""
+        killed = set()
+        for _ in range(times):
+            alive = wait_for(lambda: set(self.workers()) - killed, "there is another worker")
+            for pid in alive:
+                os.kill(pid, signal.SIGKILL)
+            killed |= alive
+
     def brokers(self):
         return self.children("culvert-broker")
 

@@ -110,13 +110,9 @@ def test_worker_is_replaced(desktop, lab, serve):
 def test_worker_that_always_dies_ends_it(desktop, serve):
     before = desktop.state()
     up = desktop.up(serve.url)
-    for _ in range(6):
-        wait_for(lambda: up.workers() or up.process.poll() is not None, "a worker")
-        if up.process.poll() is None:
-            os.kill(up.workers()[0], signal.SIGKILL)
-            time.sleep(0.2)
-    assert up.wait_end() == 1
     up.checked = True
+    up.kill_workers(5)
+    assert up.wait_end() == 1
     assert "giving up" in up.log
     desktop.assert_state(before)
 

@@ -9,8 +9,6 @@ import signal
 import socket
 import threading
 
-import pytest
-
 from desktop import Capture
 from netns import veth, wait_for
 from test_up import exchange

@@ -280,11 +280,7 @@ def test_workers_that_die_at_once_are_given_up(lab, serve):
     """Five deaths within ten seconds are no accident: a clear line, status 1, all undone."""
     with lab.tunnel(serve.url) as tunnel:
         tunnel.checked = True
-        for _ in range(5):
-            wait_for(lambda: len(tunnel.workers()) == 1 or tunnel.process.poll() is not None,
-                     "there is a worker", 3)
-            os.kill(tunnel.workers()[0], signal.SIGKILL)
-            time.sleep(0.05)
+        tunnel.kill_workers(5)
         assert tunnel.wait_end(5) == 1
         assert tunnel.count("giving up") == 1, tunnel.log
         assert "culvert0" not in tunnel.app.links()
