@@ -100,7 +100,7 @@ class Capture:
         self._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 32 << 20)
         if link:
             self._sock.bind((link, 3))
-        self._sock.settimeout(0.1)
+        self._sock.settimeout(0.02)  # how late the thread hears of the end
         self._open = True
         self.packets = []
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -277,6 +277,12 @@ def test_an_entry_that_a_flow_uses_is_never_recycled(lab, small, rude):
         pass
     wait_for(lambda: flows(rude), "the flow reaches the proxy")
     assert flows(rude)[0] == (CONNECT, "fresh.test", 7)
+    wait_for_a_free_address(app)
+
+
+def wait_for_a_free_address(app):
+    """Flows have ended a moment after their sockets are closed here."""
+    wait_for(lambda: ask(app, "after.test").rcode() == dns.rcode.NOERROR, "an address is free")
 
 
 def test_a_refused_flow_gives_its_address_back(small, rude):
@@ -285,7 +291,7 @@ def test_a_refused_flow_gives_its_address_back(small, rude):
     for i in range(20):
         with pytest.raises(ConnectionRefusedError):
             app.connect(address(app, f"closed{i}.test"), 81)
-    wait_for(lambda: ask(app, "after.test").rcode() == dns.rcode.NOERROR, "addresses are free")
+    wait_for_a_free_address(app)
 
 
 def test_a_family_without_range_has_no_data(small):

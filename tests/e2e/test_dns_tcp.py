@@ -1,5 +1,6 @@
 """--dns tcp: every query goes over few pipelined TCP connections through the proxy."""
 
+import contextlib
 import pathlib
 import secrets
 import subprocess
@@ -408,7 +409,14 @@ def test_a_flood_of_unique_questions_to_a_silent_server(tunnel, server):
     print(f"30,000 open questions: {grown:.1f} MB")
     assert grown < 24
     server.behave = None
-    wait_for(lambda: values(ask(tunnel.app, txt(server), "TXT", timeout=15)), "it passes", 25)
+    wait_for(lambda: told_again(tunnel.app, server), "it passes", 25)
+
+
+def told_again(app, server):
+    """The flood may still fill the device's queue, which drops a question as it drops the flood's own."""
+    with contextlib.suppress(TimeoutError):
+        return values(ask(app, txt(server), "TXT", timeout=11))  # culvert gives up after 10 s
+    return False
 
 
 # --- servers that we did not write ---------------------------------------------------------------

@@ -701,7 +701,7 @@ def test_window_is_scaled(lab, rude_tunnel, rude):
             left = 32 << 10
             while left > 0:
                 left -= len(sock.recv(left))
-        line = rude_tunnel.app.run("ss", "-Htni", f"dst {lab.world4}").stdout
+        line = rude_tunnel.app.run("ss", "-Htni", f"sport = :{sock.getsockname()[1]}").stdout
         assert "wscale:" in line, f"no window scaling agreed: {line}"
         sent_scale = re.search(r"snd_wnd:(\d+)", line)
         if sent_scale:

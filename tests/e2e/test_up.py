@@ -128,7 +128,7 @@ def test_any_process_may_be_killed(desktop, lab, serve, victims):
         up.process.wait(5)
         assert desktop.down().returncode == 0
     else:
-        for pid in up.children(f"culvert-{victims}"):
+        for pid in wait_for(lambda: up.children(f"culvert-{victims}"), "it goes by its name"):
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda: reaches(desktop.space, lab.world4), "all is as it was", 5)
         up.stop()
