@@ -159,7 +159,7 @@ static void push_segment(struct reader *r)
         put_u32(sack + 4, skewed.ack + reader_u16(r) * 8u);
         put_u32(sack + 8, p->ack);
         chosen = sack;
-        options_len = sizeof sack;
+        options_len = skew & 4 ? 0 : sizeof sack; /* or does not fit the window any more */
     }
     size_t n = peer_write_segment(&skewed, out, flags & 63, payload, len, chosen, options_len);
     device_memory_push(s.device, out, n, NULL);
