@@ -173,7 +173,8 @@ def under_way(space, peers):
         else:
             space.run("ss", "-K", "src", near)
     for peer in peers:
-        found += [f"{peer.role}: {state} {near} {far}" for state, near, far in connections(peer) if far in own]
+        found += [f"{peer.role}: {state} {near} {far}" for state, near, far in connections(peer)
+                  if far in own and state != "FIN-WAIT-2"]  # which says nothing before this end does
     return found
 
 
