@@ -268,13 +268,19 @@ static void put_forwarded_answers(struct script *s, const char *device)
 /*
  * Incoming packets are marked before filters of the reverse path look at them (firewalld's of IPv6
  * is one, right behind this priority): with the mark they find the way that the packet came.
+ *
+ * What the kernel answers by itself, for an included cgroup's socket that has gone or waits for its
+ * last FIN, has no socket whose cgroup could be asked: it takes the mark of what it answers.
  */
 static void put_answers(struct script *s, const struct nft_table *t)
 {
     if (!t->before)
         return;
+    put(s, "  chain arriving {\n    type filter hook prerouting priority mangle; policy accept;\n");
+    if (t->options->up.include_cgroups.count > 0)
+        put(s, "    iifname \"%s\" meta mark 0 fib daddr type local meta mark set 0x%x\n",
+            t->device, (unsigned)ROUTING_MARK_INCLUDED);
     put(s,
-        "  chain arriving {\n    type filter hook prerouting priority mangle; policy accept;\n"
         "    iifname { \"lo\", \"%s\" } accept\n"
         "    meta mark 0 fib daddr type local meta mark set 0x%x\n  }\n",
         t->device, ANSWER);

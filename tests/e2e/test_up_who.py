@@ -13,6 +13,7 @@ import pytest
 
 from desktop import Capture, Wrapped
 from netns import Namespace, veth, wait_for
+from servers import TcpServer
 from test_up import exchange
 from test_up_changes import run_as
 
@@ -244,10 +245,10 @@ def cgroup():
     made.rmdir()
 
 
-def in_cgroup(desktop, cgroup, host):
+def in_cgroup(desktop, cgroup, host, port=7):
     script = (f"echo $$ > {cgroup}/cgroup.procs && exec nsenter --net=/run/netns/"
               f"{desktop.space.name} /usr/bin/python3 -c \"import socket; "
-              f"s=socket.create_connection(('{host}', 7), 5); s.sendall(b'hi'); "
+              f"s=socket.create_connection(('{host}', {port}), 5); s.sendall(b'hi'); "
               "assert s.recv(9) == b'hi'; print(s.getpeername()[0])\"")
     return subprocess.run(["sh", "-c", script], text=True, capture_output=True, timeout=20)
 
@@ -290,6 +291,25 @@ def test_included_cgroup(desktop, lab, serve, cgroup):
         done = desktop.space.run("getent", "ahosts", "v4.test")
         assert done.stdout.startswith("10.88.0.2 "), done.stdout + done.stderr
     desktop.assert_state(before)
+
+
+def closing_late(connection):
+    connection.sendall(connection.recv(9))
+    connection.recv(9)
+    time.sleep(0.4)
+
+
+def test_included_cgroup_closes_first(desktop, lab, serve, cgroup):
+    """The server's FIN finds a socket that has no process any more, and a mark instead of a cgroup."""
+    server = lab.serve(TcpServer(lab.world, closing_late))
+    with start_seeing_cgroups(desktop, "--include-cgroup", cgroup, serve.url):
+        for host in (lab.world4, lab.world6):
+            with Capture(desktop.gw, "wan0") as uplink:
+                done = in_cgroup(desktop, cgroup, host, server.port)
+                time.sleep(1)
+                desktop.settle()
+            assert done.returncode == 0, done.stderr
+            assert uplink.packets and uplink.beside(lab.proxy4) == []
 
 
 def test_cgroup_that_is_not_there(desktop, serve):

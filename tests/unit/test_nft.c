@@ -115,7 +115,12 @@ static void answers_outside(void **state)
     assert_non_null(strstr(script, "192.0.2.1 . 22 . 198.51.100.7 . 50000,\n"));
     assert_non_null(strstr(script, "192.0.2.1 . 22 . 198.51.100.8 . 50002 }\n"));
     assert_non_null(strstr(script, "2001:db8::1 . 22 . 2001:db8:1::7 . 50001 }\n"));
+    assert_null(strstr(script, "iifname \"culvert0\" meta mark 0 fib"));
     assert_null(strstr(script, " ct ")); /* a table of connections has its price */
+    o.up.include_cgroups.items[0] = "c";
+    o.up.include_cgroups.count = 1;
+    assert_true(compose(&o, true, sizeof(script)) > 0);
+    assert_non_null(strstr(script, "iifname \"culvert0\" meta mark 0 fib"));
     o.up.gateway = true;
     assert_true(compose(&o, true, sizeof(script)) > 0);
     assert_non_null(strstr(script, "ct status dnat"));
