@@ -43,7 +43,8 @@ enum {
 void loss_start(const struct stack *s, struct conn *c)
 {
     c->is_near = (uint32_t)s->now_ms - c->accepted_ms < NEAR_MS;
-    c->pcb->sv = FIRST_DEVIATION;
+    if (c->pcb->nrtx == 0) /* else the SYN-ACK was sent twice, and the time says nothing */
+        c->pcb->sv = FIRST_DEVIATION;
 }
 
 /* One SACK option of `len` bytes: the first hole ends at the lowest block above the ACK. */
@@ -168,15 +169,16 @@ static void heard_of_hole(struct stack *s, struct conn *c, const struct ack_repo
 
 /*
  * What is under way does not fit the window any more: the application has dropped it, or will. What
- * is being sent again is taken back only for a window of half the size or less.
+ * is being sent again is taken back only for a window of half the size or less, and once for none.
  */
 static bool is_taken_back(const struct conn *c, const struct ack_report *report)
 {
     const struct tcp_pcb *pcb = c->pcb;
     if (pcb->unacked == NULL || report->ack != pcb->lastack || report->ack != c->seen_ack)
         return false;
-    uint32_t before = c->resending ? (c->resent_end - pcb->lastack) / 2 : UINT32_MAX;
-    return report->window <= before && report->window < reach_of(pcb, pcb->unacked);
+    uint32_t before = c->resending ? c->resent_end - pcb->lastack : UINT32_MAX;
+    return report->window < before && report->window <= before / 2 &&
+           report->window < reach_of(pcb, pcb->unacked);
 }
 
 /* lwIP believes in a window that shrinks only with a new ACK (as Linux does, but for 0). */
@@ -247,10 +249,11 @@ void loss_tick(struct stack *s, struct conn *c)
 
 void loss_heard(struct stack *s, struct conn *c, const struct ack_report *report)
 {
-    if (c->pcb->lastack != c->seen_ack)
+    if (c->pcb->lastack != c->seen_ack) { /* else what went back to a shut window still waits */
         c->silent_ticks = 0;
-    if (c->resending && TCP_SEQ_GEQ(c->pcb->lastack, c->resent_end))
-        c->resending = false;
+        if (TCP_SEQ_GEQ(c->pcb->lastack, c->resent_end))
+            c->resending = false;
+    }
     if (report->has_hole)
         heard_of_hole(s, c, report);
     if (is_taken_back(c, report))

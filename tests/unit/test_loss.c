@@ -408,6 +408,27 @@ static void test_a_long_way_is_no_silence(void **state)
     }
 }
 
+/* The SYN-ACK went twice: the answer may be to the first, so lwIP keeps to its first second. */
+static void test_a_handshake_that_was_repeated(void **state)
+{
+    (void)state;
+    memset(&load, 0, sizeof load);
+    setup(&load.f);
+    load.peer = peer_of(false);
+    send_syn(&load.peer);
+    conn_accept(load.f.stack, load.f.last, SIZE_MAX);
+    pass_time(&load.f, 1200);
+    expect_flags(&load.f, SYN | ACK);
+    finish_handshake(&load.peer);
+    load.chunk = new_chunk();
+    send_flight();
+    pass_time(&load.f, 800);
+    expect_silence(&load.f);
+    pass_time(&load.f, 600);
+    expect_segment(0);
+    end();
+}
+
 /* --- windows that shrink --- */
 
 static void acknowledge_with_window(unsigned ack, uint16_t window)
@@ -483,6 +504,23 @@ static void test_a_window_that_shuts(void **state)
     send_segment(&load.peer, ACK, NULL, 0, NULL, 0);
     expect_bytes(2500, 500);
     expect_silence(&load.f);
+    end();
+}
+
+/* One that shuts and opens without end gets the flight once more, not each time. */
+static void test_a_window_that_oscillates(void **state)
+{
+    (void)state;
+    begin(false);
+    acknowledge_with_window(2, 0);
+    unsigned again = 0;
+    for (int i = 0; i < 20; i++) {
+        acknowledge_with_window(2, 0);
+        acknowledge_with_window(2, 60000);
+        while (pop(&load.f, &got))
+            again += got.payload_len > 0;
+    }
+    assert_in_range(again, COUNT - 2, 2 * COUNT);
     end();
 }
 
@@ -637,9 +675,11 @@ int main(void)
         cmocka_unit_test(test_a_delayed_ack_is_no_silence),
         cmocka_unit_test(test_silence_that_lasts),
         cmocka_unit_test(test_a_long_way_is_no_silence),
+        cmocka_unit_test(test_a_handshake_that_was_repeated),
         cmocka_unit_test(test_a_window_that_shrinks),
         cmocka_unit_test(test_a_window_that_goes_on_shrinking),
         cmocka_unit_test(test_a_window_that_shuts),
+        cmocka_unit_test(test_a_window_that_oscillates),
         cmocka_unit_test(test_a_chunk_is_kept_with_its_segment),
         cmocka_unit_test(test_beyond_the_window_behind_a_hole),
         cmocka_unit_test(test_beyond_a_fin_behind_a_hole),
