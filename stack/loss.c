@@ -31,6 +31,7 @@ enum { OPTION_END = 0, OPTION_NOP = 1, OPTION_SACK = 5, SACK_BLOCK_LEN = 8 };
 
 enum {
     NEAR_MS = 20,
+    TIMER_MS = 200,     /* lwIP's runs out no sooner */
     SILENT_TICKS = 2,   /* TICK_MS each; twice as many after each time */
     EARLY_TIMEOUTS = 3, /* in a row; then lwIP's, which give up after some minutes */
     /*
@@ -42,7 +43,7 @@ enum {
 
 void loss_start(const struct stack *s, struct conn *c)
 {
-    c->is_near = (uint32_t)s->now_ms - c->accepted_ms < NEAR_MS;
+    c->is_near = (uint32_t)s->now_ms - c->sent_ms < NEAR_MS;
     if (c->pcb->nrtx == 0) /* else the SYN-ACK was sent twice, and the time says nothing */
         c->pcb->sv = FIRST_DEVIATION;
 }
@@ -223,6 +224,8 @@ static void time_out(struct stack *s, struct conn *c)
     if (tcp_rexmit_rto_prepare(pcb) != ERR_OK)
         return;
     c->joins = false;
+    c->is_hurried = true;
+    c->sent_ms = (uint32_t)s->now_ms;
     pcb->ssthresh = LWIP_MAX(LWIP_MIN(pcb->cwnd, pcb->snd_wnd) / 2, 2u * pcb->mss);
     pcb->cwnd = pcb->mss;
     pcb->rtime = 0;
@@ -247,13 +250,22 @@ void loss_tick(struct stack *s, struct conn *c)
     time_out(s, c);
 }
 
+/* What is acknowledged later than TIMER_MS may have been sent once more meanwhile. */
+static void note_progress(const struct stack *s, struct conn *c)
+{
+    uint32_t ms = (uint32_t)s->now_ms - c->sent_ms;
+    c->silent_ticks = 0;
+    if (c->is_hurried && ms >= NEAR_MS && ms < TIMER_MS)
+        c->is_near = false;
+    c->is_hurried = false;
+    if (TCP_SEQ_GEQ(c->pcb->lastack, c->resent_end))
+        c->resending = false;
+}
+
 void loss_heard(struct stack *s, struct conn *c, const struct ack_report *report)
 {
-    if (c->pcb->lastack != c->seen_ack) { /* else what went back to a shut window still waits */
-        c->silent_ticks = 0;
-        if (TCP_SEQ_GEQ(c->pcb->lastack, c->resent_end))
-            c->resending = false;
-    }
+    if (c->pcb->lastack != c->seen_ack) /* else what went back to a shut window still waits */
+        note_progress(s, c);
     if (report->has_hole)
         heard_of_hole(s, c, report);
     if (is_taken_back(c, report))

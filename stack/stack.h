@@ -76,9 +76,10 @@ struct conn {
     /* Losses, loss.c: */
     uint32_t resent_end;    /* sequence number; what lies before it was sent again */
     uint32_t resent_before; /* ... and what lies here or beyond was sent later than that */
-    uint32_t accepted_ms;   /* when the SYN-ACK went out */
+    uint32_t sent_ms;       /* when the SYN-ACK went out, or all was sent again for silence */
     bool resending;         /* what lies before `resent_end` is not acknowledged yet */
-    bool is_near;           /* its ACK came soon: silence is not the way's length */
+    bool is_near;           /* the SYN-ACK was acknowledged soon: silence tells of a loss */
+    bool is_hurried;        /* all was sent again for silence, and nothing is acknowledged yet */
     uint8_t silent_ticks;   /* with much under way and nothing acknowledged */
 };
 

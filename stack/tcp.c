@@ -432,7 +432,7 @@ void conn_accept(struct stack *s, struct conn *c, size_t room)
     struct pbuf *syn = c->held_syn;
     c->held_syn = NULL;
     c->state = CONN_STATE_ACCEPTED;
-    c->accepted_ms = (uint32_t)s->now_ms;
+    c->sent_ms = (uint32_t)s->now_ms;
     pbuf_remove_header(syn, c->held_ip_len);
     s->listener->local_port = c->dst.port;
     s->listener->callback_arg = c;

@@ -429,6 +429,25 @@ static void test_a_handshake_that_was_repeated(void **state)
     end();
 }
 
+/* What was sent again for silence should be acknowledged as soon as the SYN-ACK was. */
+static void test_a_way_that_becomes_long(void **state)
+{
+    (void)state;
+    for (int is_near = 0; is_near <= 1; is_near++) {
+        begin(false);
+        pass_time(&load.f, 100);
+        expect_flight_again();
+        load.f.now += is_near ? 19 : 20;
+        acknowledge(COUNT, NULL, 0);
+        send_flight();
+        pass_time(&load.f, EARLY_MS);
+        if (is_near)
+            expect_flight_again();
+        expect_silence(&load.f);
+        end();
+    }
+}
+
 /* --- windows that shrink --- */
 
 static void acknowledge_with_window(unsigned ack, uint16_t window)
@@ -675,6 +694,7 @@ int main(void)
         cmocka_unit_test(test_a_delayed_ack_is_no_silence),
         cmocka_unit_test(test_silence_that_lasts),
         cmocka_unit_test(test_a_long_way_is_no_silence),
+        cmocka_unit_test(test_a_way_that_becomes_long),
         cmocka_unit_test(test_a_handshake_that_was_repeated),
         cmocka_unit_test(test_a_window_that_shrinks),
         cmocka_unit_test(test_a_window_that_goes_on_shrinking),
