@@ -133,6 +133,7 @@ bool window_is_overrun(const struct conn *c, const uint8_t *ip, const struct pac
 struct ack_report {
     uint32_t ack;                  /* sequence numbers, all but `window` */
     uint32_t window;               /* bytes, scaled */
+    bool has_duplicate;            /* something came twice */
     bool has_hole;                 /* something beyond `ack` is acknowledged (RFC 2018) */
     uint32_t hole_end, sacked_end; /* where the first hole and the last block end */
 };

@@ -15,7 +15,10 @@
  * trips.) That is for those whose handshake says that they are near: on this machine, or on its
  * network.
  *
- * A block that reports a duplicate lies below the ACK (RFC 2883 4) and tells of no hole.
+ * A block that reports a duplicate lies below the ACK (RFC 2883 4) and tells of no hole. Nor is
+ * such an ACK one of the three that lwIP counts (RFC 6675 2): a super-packet that was sent again
+ * for one lost segment makes one for each of the others, for which lwIP would send the next whole,
+ * and so on.
  *
  * Windows that shrink lose segments as well. An application that takes room back (a smaller
  * SO_RCVBUF in the middle of a download) drops what is under way beyond its new window, and what is
@@ -53,8 +56,10 @@ static void read_blocks(const uint8_t *option, size_t len, struct ack_report *re
 {
     for (size_t at = 2; at + SACK_BLOCK_LEN <= len; at += SACK_BLOCK_LEN) {
         uint32_t left = get_u32(option + at), right = get_u32(option + at + 4);
-        if (TCP_SEQ_LEQ(left, report->ack))
+        if (TCP_SEQ_LEQ(left, report->ack)) {
+            report->has_duplicate = true;
             continue;
+        }
         if (!report->has_hole || TCP_SEQ_LT(left, report->hole_end))
             report->hole_end = left;
         if (!report->has_hole || TCP_SEQ_GT(right, report->sacked_end))
@@ -266,6 +271,8 @@ void loss_heard(struct stack *s, struct conn *c, const struct ack_report *report
 {
     if (c->pcb->lastack != c->seen_ack) /* else what went back to a shut window still waits */
         note_progress(s, c);
+    if (report->has_duplicate)
+        c->pcb->dupacks = 0;
     if (report->has_hole)
         heard_of_hole(s, c, report);
     if (is_taken_back(c, report))

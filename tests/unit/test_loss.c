@@ -234,6 +234,23 @@ static void test_what_tells_of_no_hole(void **state)
     end();
 }
 
+/* What was sent again whole came twice but for the part that was lost: nothing else is lost for
+ * that. */
+static void test_reports_of_duplicates_are_no_losses(void **state)
+{
+    (void)state;
+    begin(false);
+    acknowledge(5, NULL, 0);
+    for (unsigned i = 0; i < 5; i++, load.peer.window--)
+        report(5, i, i + 1);
+    expect_silence(&load.f);
+    for (unsigned i = 0; i < 3; i++, load.peer.window--)
+        acknowledge(5, NULL, 0);
+    expect_segment(5);
+    expect_silence(&load.f);
+    end();
+}
+
 /* However many segments holes have: lwIP ends a connection after TCP_MAXRTX of them in vain. */
 static void test_holes_do_not_end_the_connection(void **state)
 {
@@ -687,6 +704,7 @@ int main(void)
         cmocka_unit_test(test_partial_acknowledgments),
         cmocka_unit_test(test_one_hole_after_the_other),
         cmocka_unit_test(test_what_tells_of_no_hole),
+        cmocka_unit_test(test_reports_of_duplicates_are_no_losses),
         cmocka_unit_test(test_holes_do_not_end_the_connection),
         cmocka_unit_test(test_a_wide_hole_is_sent_again_whole),
         cmocka_unit_test(test_silence_is_a_loss),
